@@ -1,0 +1,53 @@
+# make lab    set up on first use, then open JupyterLab on the chapters   (LAB_ARGS="--no-browser --port 8899" passes flags on)
+# make test   set up on first use, then run everything
+# make help   the rest
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+READY  := $(VENV)/.ready
+# JupyterLab refuses to run as root unless told: in containers that is who one is.
+ROOT_OK := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help setup lab test notebooks-offline bench readme export clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -n 3
+	@echo "make export     write the package from the notebooks and clean the notebooks (after editing one)"
+	@echo "make readme     write README.md and the chapters' small pictures from the notebooks"
+	@echo "make bench      the hand-written steps beside PyTorch's: prints ratios"
+	@echo "make clean      remove the virtual environment and what was built"
+
+setup: $(READY)
+
+$(READY): settings.ini setup.py constraints.txt
+	@echo "== Setting up $(VENV): PyTorch, Jupyter and the tools of settings.ini (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fromfound needs Python 3.10 or newer, this is " + sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+	@echo "== Ready"
+
+lab: $(READY)
+	@echo "== Opening JupyterLab on the chapters; Ctrl-C here ends it"
+	@cd nbs && PATH="$(BIN):$$PATH" $(BIN)/jupyter lab $(ROOT_OK) --LabApp.default_url=/lab/tree/index.ipynb $(LAB_ARGS)
+
+# nbdev_test runs with every connection to another machine refused: no chapter needs the network.
+test: $(READY)
+	@echo "== Every notebook's cells, by nbdev_test, with the network refused"
+	@PATH="$(BIN):$$PATH" PYTHONPATH=tests/offline $(BIN)/nbdev_test --timing
+	@echo "== Every notebook alone in a Jupyter kernel, and the tests in tests/"
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=180 tests nbs
+
+export: $(READY)
+	@PATH="$(BIN):$$PATH"; export PATH; nbdev_export && nbdev_clean
+
+readme: $(READY)
+	@$(BIN)/python tools/covers.py
+	@$(BIN)/jupyter nbconvert --log-level=WARN --config tools/readme_config.py --to markdown nbs/index.ipynb --output-dir . --output README
+
+bench: $(READY)
+	@for f in bench/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _docs _proc
