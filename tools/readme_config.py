@@ -1,0 +1,23 @@
+"""How `jupyter nbconvert` turns nbs/index.ipynb into README.md (see `make readme`)."""
+import re
+
+from nbconvert.preprocessors import Preprocessor
+
+
+class Readme(Preprocessor):
+    """Leaves out hidden cells, nbdev's directives and Quarto's ::: lines; points links at the files as seen from the root."""
+
+    def preprocess(self, nb, resources):
+        nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)]
+        for cell in nb.cells:
+            if cell.cell_type == "code":
+                cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
+            else:
+                cell.source = re.sub(r"^:::.*\n?", "", cell.source, flags=re.MULTILINE)
+                cell.source = re.sub(r"(\]\(|src=\"|href=\")(?!https?:|#|\.\./)", r"\1nbs/", cell.source)
+                cell.source = re.sub(r"(\]\(|src=\"|href=\")\.\./", r"\1", cell.source)
+        return nb, resources
+
+
+c = get_config()  # noqa: F821  (traitlets puts get_config here)
+c.MarkdownExporter.preprocessors = [Readme]
