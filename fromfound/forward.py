@@ -211,14 +211,15 @@ def logsumexp(
     out = ((x - m).exp().sum(dim, keepdim=True).log() + m).to(input.dtype)
     return out if keepdim else out.squeeze(dim)
 
-# %% ../nbs/02_forward.ipynb #fc656f79
+# %% ../nbs/02_forward.ipynb #1416d316
 def log_softmax(
     input: Tensor,  # logits: any shape
     dim: int,  # the dimension that holds the classes
 ) -> Tensor:  # of the input's shape and dtype: 0 or less
     """Return log(softmax(input, dim)), computed as input - logsumexp(input).
 
-    Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of range."""
+    Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of
+    range."""
     need_floats("log_softmax", input=input)
     _check_dim("log_softmax", dim)
     x = _wide(input)
@@ -228,7 +229,7 @@ def log_softmax(
 # %% ../nbs/02_forward.ipynb #200b1bc0
 IGNORE_INDEX = -100  # a label that counts for nothing, as in torch
 
-# %% ../nbs/02_forward.ipynb #120428c7
+# %% ../nbs/02_forward.ipynb #4b172496
 def check_labels(
     who: object,  # names the caller in messages; turned into text only if something is wrong
     input: Tensor,  # logits, should be (C,), (N, C) or (N, C, d1, ...)
@@ -236,9 +237,9 @@ def check_labels(
 ) -> int:  # 0 for (C,), else 1
     """Return the dimension of input that holds the classes, if logits and labels belong together.
 
-    Raises TypeError for what is no tensor, logits that are no floats or labels that are no integers; ValueError for
-    shapes that do not fit, labels that are no class, and no label at all or each -100; NotImplementedError for
-    class probabilities. On the meta device labels have no values, and none are checked."""
+    Raises TypeError for what is no tensor, logits that are no floats or labels that are no integers; ValueError
+    for shapes that do not fit, labels that are no class, and no label at all or each -100; NotImplementedError
+    for class probabilities. On the meta device labels have no values, and none are checked."""
     need_floats(who, input=input)
     need_tensors(who, target=target)
     kind = target.dtype
