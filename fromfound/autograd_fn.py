@@ -17,7 +17,7 @@ from torch.autograd import Function
 from .forward import IGNORE_INDEX, cross_entropy, linear, mse_loss, relu, sigmoid, softmax
 from .init import kaiming_uniform_
 
-# %% ../nbs/05_autograd_fn.ipynb #d94b13e3
+# %% ../nbs/05_autograd_fn.ipynb #e8fc5538
 class ReLUFunction(Function):
     """Return max(input, 0), element by element, from `ReLUFunction.apply(input)`.
 
@@ -30,7 +30,6 @@ class ReLUFunction(Function):
     def forward(
         input: Tensor,  # any shape
     ) -> Tensor:  # of the input's shape and dtype
-        "Return relu(input)."
         return relu(input)
 
     @staticmethod
@@ -42,7 +41,7 @@ class ReLUFunction(Function):
         (output,) = ctx.saved_tensors
         return grad_output.masked_fill(output <= 0, 0)  # not times 0: 0 * inf would be NaN
 
-# %% ../nbs/05_autograd_fn.ipynb #7c5f3a43
+# %% ../nbs/05_autograd_fn.ipynb #1a4ac357
 class SigmoidFunction(Function):
     """Return 1 / (1 + exp(-input)), element by element, from `SigmoidFunction.apply(input)`.
 
@@ -55,7 +54,6 @@ class SigmoidFunction(Function):
     def forward(
         input: Tensor,  # any shape
     ) -> Tensor:  # of the input's shape and dtype, between 0 and 1
-        "Return sigmoid(input)."
         return sigmoid(input)
 
     @staticmethod
@@ -67,19 +65,18 @@ class SigmoidFunction(Function):
         (output,) = ctx.saved_tensors
         return grad_output * output * (1 - output)
 
-# %% ../nbs/05_autograd_fn.ipynb #9b492221
+# %% ../nbs/05_autograd_fn.ipynb #5cb67743
 def _rows(
     t: Tensor,  # (..., features)
 ) -> Tensor:  # (n, features)
     "Return t as a matrix with one row per example; a single example becomes one row."
-    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # not -1, which a tensor without elements can't resolve
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # not -1: without elements it is ambiguous
 
-
+# %% ../nbs/05_autograd_fn.ipynb #3146d6f2
 class LinearFunction(Function):
     """Return input @ weight.T + bias from `LinearFunction.apply(input, weight, bias)`; the bias may be left out.
 
-    input (..., in_features), weight (out_features, in_features), bias (out_features,) give (..., out_features). Keeps the
-    input if the weight needs a gradient, the weight if the input does. Errors are those of `linear`: ValueError for shapes,
+    Keeps the input if the weight needs a gradient, the weight if the input does. ValueError for shapes that do not fit,
     TypeError for what is no tensor of floats and for dtypes that differ. Gradients as derived in chapter 03."""
 
     generate_vmap_rule = True
@@ -90,13 +87,11 @@ class LinearFunction(Function):
         weight: Tensor,  # (out_features, in_features): one row per neuron
         bias: Tensor | None = None,  # (out_features,): one number per neuron
     ) -> Tensor:  # (..., out_features)
-        "Return linear(input, weight, bias)."
         return linear(input, weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, _ = inputs
-        need_input, need_weight, _ = ctx.needs_input_grad
+        (input, weight, _), (need_input, need_weight, _) = inputs, ctx.needs_input_grad
         ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
 
     @staticmethod
@@ -104,13 +99,11 @@ class LinearFunction(Function):
         input, weight = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad
         g = _rows(grad_output)
-        return (
-            grad_output @ weight if need_input else None,
-            g.T @ _rows(input) if need_weight else None,
-            g.sum(0) if need_bias else None,
-        )
+        return (grad_output @ weight if need_input else None,
+                g.T @ _rows(input) if need_weight else None,
+                g.sum(0) if need_bias else None)
 
-# %% ../nbs/05_autograd_fn.ipynb #0676ce0b
+# %% ../nbs/05_autograd_fn.ipynb #ecf44ad7
 class MSELossFunction(Function):
     """Return the mean over all elements of (input - target)² from `MSELossFunction.apply(input, target)`.
 
@@ -124,7 +117,6 @@ class MSELossFunction(Function):
         input: Tensor,  # predictions, any shape
         target: Tensor,  # what they should be, of the same shape and dtype
     ) -> Tensor:  # () of their dtype
-        "Return mse_loss(input, target)."
         return mse_loss(input, target)
 
     @staticmethod
@@ -138,21 +130,18 @@ class MSELossFunction(Function):
         g = grad_output * (2 / input.numel()) * (input - target)
         return g if need_input else None, -g if need_target else None
 
-# %% ../nbs/05_autograd_fn.ipynb #c68b30b2
+# %% ../nbs/05_autograd_fn.ipynb #2b5d9d6e
 class CrossEntropyFunction(Function):
     """Return the mean of -log softmax(input) at the labels from `CrossEntropyFunction.apply(input, target)`.
 
-    Logits (C,), (N, C) or (N, C, d1, ...) with labels (), (N,) or (N, d1, ...) of any integer dtype give a single number;
-    a label of -100 is ignored. Keeps both and computes the softmax again on the way back. Errors are those of
-    `cross_entropy`: ValueError for shapes and for labels out of range, TypeError for wrong dtypes. No `torch.func.vmap`:
-    the check of the labels looks at their values."""
+    A label of -100 is ignored. Keeps both inputs and computes the softmax again on the way back. ValueError for shapes
+    and for labels out of range, TypeError for dtypes. No `torch.func.vmap`: the check of the labels looks at values."""
 
     @staticmethod
     def forward(
         input: Tensor,  # logits: (C,), (N, C) or (N, C, d1, ...)
         target: Tensor,  # labels from 0 to C - 1, or -100 to be ignored: (), (N,) or (N, d1, ...)
     ) -> Tensor:  # () of the input's dtype
-        "Return cross_entropy(input, target)."
         return cross_entropy(input, target)
 
     @staticmethod
@@ -170,12 +159,9 @@ class CrossEntropyFunction(Function):
         per_row = grad_output / (~ignored).sum()
         return per_row * (p - one_hot).masked_fill(ignored, 0), None
 
-# %% ../nbs/05_autograd_fn.ipynb #e58ccd28
+# %% ../nbs/05_autograd_fn.ipynb #1aca2113
 class LinearLayer(nn.Module):
-    """Return, when called, input @ weight.T + bias, through `LinearFunction`: nn.Linear from our own parts.
-
-    nn.Linear's arguments, parameter names and repr, and under the same seed its initial values to the bit. State dicts go
-    both ways. ValueError for an input whose last dimension is not in_features, TypeError for another dtype."""
+    """Return input @ weight.T + bias when called, through `LinearFunction`; arguments, names and numbers are nn.Linear's."""
 
     def __init__(
         self,
@@ -185,7 +171,7 @@ class LinearLayer(nn.Module):
         device: Any = None,  # of the parameters
         dtype: torch.dtype | None = None,  # of the parameters
     ):
-        super().__init__()  # makes the shelves: before it, no parameter can be assigned
+        super().__init__()  # before it, no parameter can be assigned
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty((out_features, in_features), device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
@@ -198,15 +184,10 @@ class LinearLayer(nn.Module):
             bound = 1 / math.sqrt(self.in_features) if self.in_features else 0
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(
-        self,
-        input: Tensor,  # (..., in_features)
-    ) -> Tensor:  # (..., out_features)
-        "Return LinearFunction.apply(input, weight, bias)."
+    def forward(self, input: Tensor) -> Tensor:
         return LinearFunction.apply(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        "Return what stands between the brackets of the repr."
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 # %% ../nbs/05_autograd_fn.ipynb #75b512d6

@@ -153,7 +153,7 @@ def check_same_shape(
     if input.numel() == 0:
         raise ValueError(f"{who}: no mean of nothing: input and target are {tuple(input.shape)}, empty")
 
-# %% ../nbs/02_forward.ipynb #c2334976
+# %% ../nbs/02_forward.ipynb #837d1a6c
 def mse_loss(
     input: Tensor,  # predictions: any shape, not empty
     target: Tensor,  # what they should be: of the same shape and dtype
@@ -162,7 +162,8 @@ def mse_loss(
 
     Raises TypeError and ValueError as `check_same_shape` does: nothing is broadcast."""
     check_same_shape("mse_loss", input, target)
-    return (input - target).square().mean()
+    diff = input - target
+    return (diff * diff).mean()
 
 # %% ../nbs/02_forward.ipynb #249e6e1a
 def _largest(input: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -229,7 +230,7 @@ def log_softmax(
 # %% ../nbs/02_forward.ipynb #200b1bc0
 IGNORE_INDEX = -100  # a label that counts for nothing, as in torch
 
-# %% ../nbs/02_forward.ipynb #4b172496
+# %% ../nbs/02_forward.ipynb #9384595a
 def check_labels(
     who: object,  # names the caller in messages; turned into text only if something is wrong
     input: Tensor,  # logits, should be (C,), (N, C) or (N, C, d1, ...)
@@ -237,14 +238,14 @@ def check_labels(
 ) -> int:  # 0 for (C,), else 1
     """Return the dimension of input that holds the classes, if logits and labels belong together.
 
-    Raises TypeError for what is no tensor, logits that are no floats or labels that are no integers; ValueError
-    for shapes that do not fit, labels that are no class, and no label at all or each -100; NotImplementedError
-    for class probabilities. On the meta device labels have no values, and none are checked."""
+    Raises TypeError for what is no tensor, logits without floats or labels that are no integers; ValueError
+    for shapes that do not fit, labels that are no class, and no label or each -100; NotImplementedError for
+    class probabilities. On the meta device labels have no values, and none are checked."""
     need_floats(who, input=input)
     need_tensors(who, target=target)
     kind = target.dtype
     if kind.is_floating_point and target.shape == input.shape:
-        raise NotImplementedError(f"{who}: class probabilities as target are not built; give labels, integers")
+        raise NotImplementedError(f"{who}: class probabilities as target are not built; give integer labels")
     if kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"{who}: target is {kind}, but labels must be integers; try target.long()")
     dim = 0 if input.dim() < 2 else 1

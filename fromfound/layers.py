@@ -498,33 +498,17 @@ class MSELoss(Loss):
         """Add 2 (input - target) / number of elements, times out.g, to input.g."""
         add_grad(input, (input - target).mul_(2 / input.numel()).mul_(out.g))
 
-# %% ../nbs/04_refactor.ipynb #ddc47e5e
-def _plain_labels(input: Any, target: Any) -> bool:
-    "Return whether target is what it nearly always is: one int64 label per row, in range, none to ignore."
-    if not (isinstance(input, Tensor) and input.is_floating_point() and input.dim() == 2): return False
-    if not (isinstance(target, Tensor) and target.dtype == torch.int64 and target.shape == input.shape[:1]): return False
-    if target.is_meta or not len(target): return False
-    low, high = target.aminmax()
-    return 0 <= low.item() and high.item() < input.shape[1]
-
-
-class _Labels(Loss):
-    "Looks at the labels."
-
-    def _index(self, input: Tensor, target: Tensor) -> tuple:  # class dimension, labels to gather by, mask or None
-        if _plain_labels(input, target): return 1, target.unsqueeze(1), None
-        dim = check_labels(self, input, target)
-        index = target.long().unsqueeze(dim)
-        ignored = index == IGNORE_INDEX
-        return dim, index.masked_fill(ignored, 0), ignored
-
-# %% ../nbs/04_refactor.ipynb #28fa382a
-class CrossEntropyLoss(_Labels):
+# %% ../nbs/04_refactor.ipynb #3f98c674
+class CrossEntropyLoss(Loss):
     """The mean of -log softmax(input) at the labels: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss, a tensor without dimensions; labels of -100 are left out of the mean."""
-        dim, index, ignored = self._index(input, target)
+        dim = check_labels(self, input, target)
+        index, ignored = target.long().unsqueeze(dim), None
+        if index.is_meta or index.amin().item() < 0:
+            ignored = index == IGNORE_INDEX
+            index = index.masked_fill(ignored, 0)
         z = input - input.amax(dim, keepdim=True)
         if z.element_size() < 4: z = z.float()  # in half precision the sums would lose too much
         z_label = z.gather(dim, index)
@@ -609,7 +593,7 @@ class Sequential(Layers):
         """Go back through the last call: add the gradients of all parameters and, only if asked for, of the input."""
         super().backward(input_grad)
 
-# %% ../nbs/04_refactor.ipynb #9fc3064a
+# %% ../nbs/04_refactor.ipynb #47a091bc
 class Model(Module):
     """A network with its loss: model(x, y) is loss_func(net(x), y)."""
 
@@ -623,12 +607,9 @@ class Model(Module):
     ) -> None:
         self.net, self.loss_func = net, loss_func
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss."""
-        return self.loss_func(self.net(x), y)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor: return self.loss_func(self.net(x), y)
 
     def bwd(self, out: None) -> None:
-        """Go back through the loss, then through the net."""
         self.loss_func.backward()
         self.net.backward(input_grad=self.needs_input_grad)
 

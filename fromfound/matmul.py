@@ -88,7 +88,7 @@ def _checked(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, T
         return product(_wide(a), _wide(b)).to(a.dtype)
     return checked
 
-# %% ../nbs/00_matmul.ipynb #3fe8081a
+# %% ../nbs/00_matmul.ipynb #c5a0cacd
 @_checked
 def matmul_loops(
     a: Tensor,  # (n, p)
@@ -96,7 +96,8 @@ def matmul_loops(
 ) -> Tensor:  # (n, m), of the same dtype and device
     """Return the matrix product of `a` and `b`, by its definition: three loops over single numbers.
 
-    Raises TypeError for no tensors and for different dtypes, ValueError for shapes that do not fit."""
+    Raises TypeError for what is no tensor, for bools and for different dtypes, ValueError for shapes that do
+    not fit and for different devices."""
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]):
         for j in range(b.shape[1]):
@@ -104,7 +105,7 @@ def matmul_loops(
                 c[i, j] += a[i, k] * b[k, j]
     return c
 
-# %% ../nbs/00_matmul.ipynb #21a092d5
+# %% ../nbs/00_matmul.ipynb #41838607
 @_checked
 def matmul_dot(
     a: Tensor,  # (n, p)
@@ -112,7 +113,8 @@ def matmul_dot(
 ) -> Tensor:  # (n, m), of the same dtype and device
     """Return the matrix product of `a` and `b`: two loops, and for each entry one dot product, row by column.
 
-    Raises TypeError for no tensors and for different dtypes, ValueError for shapes that do not fit."""
+    Raises TypeError for what is no tensor, for bools and for different dtypes, ValueError for shapes that do
+    not fit and for different devices."""
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]):
         for j in range(b.shape[1]):
@@ -149,7 +151,7 @@ def broadcast_shape(
         out.append(wanted[0] if wanted else 1)
     return torch.Size(reversed(out))
 
-# %% ../nbs/00_matmul.ipynb #54d31f46
+# %% ../nbs/00_matmul.ipynb #eb4ecf59
 @_checked
 def matmul_rows(
     a: Tensor,  # (n, p)
@@ -157,13 +159,14 @@ def matmul_rows(
 ) -> Tensor:  # (n, m), of the same dtype and device
     """Return the matrix product of `a` and `b`: one loop, and for each row one broadcast product.
 
-    Raises TypeError for no tensors and for different dtypes, ValueError for shapes that do not fit."""
+    Raises TypeError for what is no tensor, for bools and for different dtypes, ValueError for shapes that do
+    not fit and for different devices."""
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]):
         c[i] = (a[i][:, None] * b).sum(0)  # (p, 1) * (p, m), added up over p
     return c
 
-# %% ../nbs/00_matmul.ipynb #d47ab147
+# %% ../nbs/00_matmul.ipynb #5e739c95
 @_checked
 def matmul_broadcast(
     a: Tensor,  # (n, p)
@@ -171,10 +174,11 @@ def matmul_broadcast(
 ) -> Tensor:  # (n, m), of the same dtype and device
     """Return the matrix product of `a` and `b`: no loop, but n * p * m products in memory at once.
 
-    Raises TypeError for no tensors and for different dtypes, ValueError for shapes that do not fit."""
+    Raises TypeError for what is no tensor, for bools and for different dtypes, ValueError for shapes that do
+    not fit and for different devices."""
     return (a[:, :, None] * b).sum(1)  # (n, p, 1) * (p, m) -> (n, p, m), added up over p
 
-# %% ../nbs/00_matmul.ipynb #ae8ad19c
+# %% ../nbs/00_matmul.ipynb #24c012e2
 @_checked
 def matmul_einsum(
     a: Tensor,  # (n, p)
@@ -182,7 +186,8 @@ def matmul_einsum(
 ) -> Tensor:  # (n, m), of the same dtype and device
     """Return the matrix product of `a` and `b` as an Einstein sum, by `torch.einsum`.
 
-    Raises TypeError for no tensors and for different dtypes, ValueError for shapes that do not fit."""
+    Raises TypeError for what is no tensor, for bools and for different dtypes, ValueError for shapes that do
+    not fit and for different devices."""
     return torch.einsum("ik,kj->ij", a, b)
 
 # %% ../nbs/00_matmul.ipynb #b881d885
@@ -251,7 +256,7 @@ def _check_sizes(terms: list[str], operands: tuple[Tensor, ...]) -> None:
             known, there = first.setdefault(letter, (size, here))
             if known != size: raise ValueError(f"einsum: {what} is {known} in {there}, but {size} in {here}")
 
-# %% ../nbs/00_matmul.ipynb #19da0544
+# %% ../nbs/00_matmul.ipynb #30f5130f
 def einsum(
     equation: str,  # such as "ik,kj->ij"; with "..." and without an arrow if you like; spaces do not count
     *operands: Tensor,  # one for each term of the equation, all of one dtype and on one device
@@ -260,8 +265,8 @@ def einsum(
 
     Without an arrow the result has the letters that occur once, in alphabetical order, capitals first.
     The dtype is that of the operands (for a single one, that of its `sum`). All products are in memory at
-    once. Otherwise as `torch.einsum`. Raises ValueError for an equation that cannot be read or does not fit,
-    TypeError for what is no tensor and for different dtypes."""
+    once. Otherwise as `torch.einsum`. Raises ValueError for an equation that cannot be read or does not fit
+    and for different devices, TypeError for what is no tensor and for different dtypes."""
     if not isinstance(equation, str):
         raise TypeError(f"einsum: the equation is a {type(equation).__name__}, not a string")
     if not operands: raise ValueError("einsum: there are no operands")
@@ -275,15 +280,16 @@ def einsum(
     product = reduce(operator.mul, map(_wide, aligned))
     return (product.sum(dims) if dims else product).to(operands[0].dtype)
 
-# %% ../nbs/00_matmul.ipynb #e29e49dd
+# %% ../nbs/00_matmul.ipynb #57a28ac6
 def matmul(
     a: Tensor,  # (p,), (n, p) or (..., n, p)
     b: Tensor,  # (p,), (p, m) or (..., p, m), of the dtype and on the device of a
 ) -> Tensor:  # (..., n, m), without n if a is a vector, without m if b is one
     """Return `a @ b`: the matrix product, the dot product of vectors, or a batch of products.
 
-    Leading dimensions (...) are broadcast. Raises TypeError for what is no tensor and for different dtypes,
-    ValueError with both shapes, and a hint where a transpose would help, if the shapes do not fit."""
+    Leading dimensions (...) are broadcast. Raises TypeError for what is no tensor, for bools and for
+    different dtypes, ValueError for different devices and for shapes that do not fit: with both shapes, and
+    a hint where a transpose would help."""
     _need_alike("matmul", a=a, b=b)
     if a.dtype == torch.bool: raise TypeError("matmul: a and b are torch.bool; try .int() or .float()")
     if a.ndim == 0 or b.ndim == 0:
