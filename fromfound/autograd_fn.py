@@ -17,12 +17,12 @@ from torch.autograd import Function
 from .forward import IGNORE_INDEX, cross_entropy, linear, mse_loss, relu, sigmoid, softmax
 from .init import kaiming_uniform_
 
-# %% ../nbs/05_autograd_fn.ipynb #e8fc5538
+# %% ../nbs/05_autograd_fn.ipynb #561ed393
 class ReLUFunction(Function):
     """Return max(input, 0), element by element, from `ReLUFunction.apply(input)`.
 
-    Any shape and any floating dtype; the output is a new tensor of the same. At 0 the gradient is 0, and a NaN lets the
-    gradient through, as in torch. Keeps its output. TypeError for what is no tensor of floats."""
+    Any shape and any floating dtype; the output is a new tensor of the same. At 0 the gradient is 0, and a
+    NaN lets it through, as in torch. Keeps its output. TypeError for what is no tensor of floats."""
 
     generate_vmap_rule = True  # torch.func.vmap may run the three methods on batches
 
@@ -41,12 +41,12 @@ class ReLUFunction(Function):
         (output,) = ctx.saved_tensors
         return grad_output.masked_fill(output <= 0, 0)  # not times 0: 0 * inf would be NaN
 
-# %% ../nbs/05_autograd_fn.ipynb #1a4ac357
+# %% ../nbs/05_autograd_fn.ipynb #cf5f79a3
 class SigmoidFunction(Function):
     """Return 1 / (1 + exp(-input)), element by element, from `SigmoidFunction.apply(input)`.
 
-    Any shape and any floating dtype; the output is a new tensor of the same. Keeps its output. TypeError for what is no
-    tensor of floats."""
+    Any shape and any floating dtype; the output is a new tensor of the same. Keeps its output. TypeError for
+    what is no tensor of floats."""
 
     generate_vmap_rule = True
 
@@ -72,12 +72,12 @@ def _rows(
     "Return t as a matrix with one row per example; a single example becomes one row."
     return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # not -1: without elements it is ambiguous
 
-# %% ../nbs/05_autograd_fn.ipynb #3146d6f2
+# %% ../nbs/05_autograd_fn.ipynb #2594adc7
 class LinearFunction(Function):
-    """Return input @ weight.T + bias from `LinearFunction.apply(input, weight, bias)`; the bias may be left out.
+    """Return input @ weight.T + bias from `LinearFunction.apply(input, weight, bias)`; bias may be left out.
 
-    Keeps the input if the weight needs a gradient, the weight if the input does. ValueError for shapes that do not fit,
-    TypeError for what is no tensor of floats and for dtypes that differ. Gradients as derived in chapter 03."""
+    Keeps input if weight needs a gradient, weight if input does. ValueError for shapes that do not fit,
+    TypeError for what is no tensor of floats and for dtypes that differ. Gradients: see chapter 03."""
 
     generate_vmap_rule = True
 
@@ -103,12 +103,12 @@ class LinearFunction(Function):
                 g.T @ _rows(input) if need_weight else None,
                 g.sum(0) if need_bias else None)
 
-# %% ../nbs/05_autograd_fn.ipynb #ecf44ad7
+# %% ../nbs/05_autograd_fn.ipynb #3f38cdb7
 class MSELossFunction(Function):
     """Return the mean over all elements of (input - target)² from `MSELossFunction.apply(input, target)`.
 
-    Two tensors of one shape and dtype give a single number; both can have a gradient. Keeps both. Errors are those of
-    `mse_loss`: ValueError for shapes that differ and for empty tensors, TypeError for what is no tensor of floats."""
+    Both can have a gradient; both are kept. ValueError for shapes that differ and for empty tensors,
+    TypeError for what is no tensor of floats and for dtypes that differ."""
 
     generate_vmap_rule = True
 
@@ -130,12 +130,12 @@ class MSELossFunction(Function):
         g = grad_output * (2 / input.numel()) * (input - target)
         return g if need_input else None, -g if need_target else None
 
-# %% ../nbs/05_autograd_fn.ipynb #2b5d9d6e
+# %% ../nbs/05_autograd_fn.ipynb #c9edfa0a
 class CrossEntropyFunction(Function):
     """Return the mean of -log softmax(input) at the labels from `CrossEntropyFunction.apply(input, target)`.
 
-    A label of -100 is ignored. Keeps both inputs and computes the softmax again on the way back. ValueError for shapes
-    and for labels out of range, TypeError for dtypes. No `torch.func.vmap`: the check of the labels looks at values."""
+    A label of -100 is ignored. Keeps both and computes the softmax again on the way back. ValueError for
+    shapes and labels out of range, TypeError for dtypes. No `torch.func.vmap`: it looks at the labels."""
 
     @staticmethod
     def forward(
@@ -159,9 +159,9 @@ class CrossEntropyFunction(Function):
         per_row = grad_output / (~ignored).sum()
         return per_row * (p - one_hot).masked_fill(ignored, 0), None
 
-# %% ../nbs/05_autograd_fn.ipynb #1aca2113
+# %% ../nbs/05_autograd_fn.ipynb #2b9111f2
 class LinearLayer(nn.Module):
-    """Return input @ weight.T + bias when called, through `LinearFunction`; arguments, names and numbers are nn.Linear's."""
+    """Return input @ weight.T + bias when called; arguments, names and initial values are nn.Linear's."""
 
     def __init__(
         self,
@@ -188,14 +188,14 @@ class LinearLayer(nn.Module):
         return LinearFunction.apply(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return nn.Linear.extra_repr(self)  # what stands between the brackets of its repr
 
-# %% ../nbs/05_autograd_fn.ipynb #75b512d6
+# %% ../nbs/05_autograd_fn.ipynb #51e5bdd0
 class Module(nn.Module):
     """Return, when subclassed and called, an nn.Module whose `__init__` need not call super().__init__().
 
-    Calling it does no harm, even late: nothing that was registered is lost. Everything else is nn.Module's: hooks, state
-    dicts, copies, pickles, several base classes. (torch.jit.script is not supported.)"""
+    Calling it does no harm, even late: nothing that was registered is lost. Everything else is nn.Module's:
+    hooks, state dicts, copies, pickles, several base classes. (torch.jit.script is not supported.)"""
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)

@@ -22,22 +22,22 @@ from torch import Tensor
 from .forward import IGNORE_INDEX, check_labels, check_linear, check_same_shape, softmax
 from .matmul import need_floats, need_tensors
 
-# %% ../nbs/03_backward.ipynb #48215e58
+# %% ../nbs/03_backward.ipynb #7697caa7
 def _indices(t: Tensor) -> Iterator[tuple[int, ...]]:
     "Return the indices of all elements of `t`, in order; the one of a 0-d tensor is ()."
     return itertools.product(*map(range, t.shape))
 
 
-def _moved(f: Callable[[Tensor], Tensor | float], x: Tensor, index: tuple[int, ...], step: float) -> tuple[float, float]:
-    "Return x[index] + step as it is after rounding, and what `f` makes of a copy of `x` with this element there."
+def _moved(f: Callable, x: Tensor, index: tuple[int, ...], step: float) -> tuple[float, float]:
+    "Return x[index] + step as it is after rounding, and what `f` makes of a copy of `x` that has it there."
     x = x.detach().clone()
     x[index] += step
     value = f(x)
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"numerical_grad: f must return a single number, not a tensor of {tuple(value.shape)}")
+        raise ValueError(f"numerical_grad: f must return a single number, not a tensor {tuple(value.shape)}")
     return x[index].item(), float(value)
 
-# %% ../nbs/03_backward.ipynb #9a99c5c3
+# %% ../nbs/03_backward.ipynb #e60899f3
 @torch.no_grad()
 def numerical_grad(
     f: Callable[[Tensor], Tensor | float],  # a function of one tensor that returns a single number
@@ -47,8 +47,8 @@ def numerical_grad(
     """Return the gradient of `f` at `x` by central differences, for which it calls `f` twice per element.
 
     The step that suits is the cube root of the dtype's machine epsilon, times |x| where that is above 1.
-    Raises TypeError if `x` is no tensor of floats; ValueError if `f` returns no single number, if `eps` is not positive, and
-    if it is so small that x + eps is x again."""
+    Raises TypeError if `x` is no tensor of floats; ValueError if `f` returns no single number, if `eps` is not
+    positive, and if it is so small that x + eps is x again."""
     need_floats("numerical_grad", x=x)
     if eps is not None and not eps > 0: raise ValueError(f"numerical_grad: eps must be positive, not {eps}")
     grad = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
@@ -56,19 +56,19 @@ def numerical_grad(
         step = torch.finfo(x.dtype).eps ** (1 / 3) * max(1, abs(x[index].item())) if eps is None else eps
         left, f_left = _moved(f, x, index, -step)
         right, f_right = _moved(f, x, index, step)
-        if left == right: raise ValueError(f"numerical_grad: eps = {eps} is lost in rounding at {left} in {x.dtype}")
-        grad[index] = (f_right - f_left) / (right - left)  # the distance as it is after rounding, not 2 * step
+        if left == right: raise ValueError(f"numerical_grad: eps = {eps} is lost in rounding at {left}, {x.dtype}")
+        grad[index] = (f_right - f_left) / (right - left)  # the true distance, after rounding
     return grad
 
-# %% ../nbs/03_backward.ipynb #c416871c
+# %% ../nbs/03_backward.ipynb #0602b938
 def add_grad(
     tensor: Tensor,  # whose gradient it is
-    grad: Tensor,  # of the tensor's shape and dtype, in memory of its own: not `out.g` itself, nor a view of it
+    grad: Tensor,  # of the tensor's shape and dtype, in memory of its own: not `out.g`, nor a view of it
 ) -> None:
-    """Add `grad` into `tensor.g`; where nothing has come yet (None, or no attribute at all) it becomes `tensor.g`.
+    """Add `grad` into `tensor.g`; where nothing has come yet (None, or no attribute) it becomes `tensor.g`.
 
-    The sum is a new tensor, since somebody else may hold the old one. Raises ValueError for a shape and TypeError for a
-    dtype that is not the tensor's, and changes nothing then."""
+    The sum is a new tensor, since somebody else may hold the old one. Raises ValueError for a shape and TypeError
+    for a dtype that is not the tensor's, and changes nothing then."""
     old = getattr(tensor, "g", None)
     for what, g in ("the gradient", grad), (".g so far", old):
         if g is not None and g.shape != tensor.shape:
@@ -77,15 +77,15 @@ def add_grad(
             raise TypeError(f"add_grad: {what} is {g.dtype}, but the tensor is {tensor.dtype}")
     tensor.g = grad if old is None else old + grad
 
-# %% ../nbs/03_backward.ipynb #5e5d281b
+# %% ../nbs/03_backward.ipynb #ccf259be
 def incoming_grad(
     who: object,  # names the caller in messages; it is turned into text only if something is wrong
     out: Tensor,  # what the forward function returned
 ) -> Tensor:  # out.g
     """Return `out.g`, held to be a gradient of `out`.
 
-    Raises RuntimeError if there is none yet, TypeError if it is no tensor or of another dtype or device than `out`, and
-    ValueError if it is of another shape."""
+    Raises RuntimeError if there is none yet, TypeError if it is no tensor or of another dtype or device than
+    `out`, and ValueError if it is of another shape."""
     need_tensors(who, out=out)
     g = getattr(out, "g", None)
     if g is None:
@@ -97,7 +97,7 @@ def incoming_grad(
         raise TypeError(f"{who}: out.g is {g.dtype} on {g.device}, but out is {out.dtype} on {out.device}")
     return g
 
-# %% ../nbs/03_backward.ipynb #c1f065d9
+# %% ../nbs/03_backward.ipynb #2919a4b4
 @torch.no_grad()
 def mse_loss_grad(
     input: Tensor,  # predictions, any shape
@@ -105,12 +105,12 @@ def mse_loss_grad(
 ) -> None:
     """Add the gradient of `mse_loss(input, target)` into `input.g`: 2 (input - target) / (number of entries).
 
-    Raises as `mse_loss` does: ValueError for shapes that differ and for nothing at all, TypeError for no tensors of floats
-    and for dtypes that differ."""
+    Raises as `mse_loss` does: ValueError for shapes that differ and for nothing at all, TypeError for no tensors
+    of floats and for dtypes that differ."""
     check_same_shape("mse_loss_grad", input, target)
     add_grad(input, (input - target) * (2 / input.numel()))
 
-# %% ../nbs/03_backward.ipynb #a72e5e59
+# %% ../nbs/03_backward.ipynb #c8d6408f
 def check_elementwise(
     who: object,  # names the caller in messages; it is turned into text only if something is wrong
     x: Tensor,  # what went in
@@ -119,7 +119,7 @@ def check_elementwise(
     """Return nothing, or raise: TypeError for no tensors of floats, ValueError for shapes that differ."""
     need_floats(who, x=x, out=out)
     if x.shape != out.shape:
-        raise ValueError(f"{who}: x is {tuple(x.shape)}, but out is {tuple(out.shape)}: is it the output for this x?")
+        raise ValueError(f"{who}: x is {tuple(x.shape)}, but out is {tuple(out.shape)}: is it for this x?")
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def relu_grad(
     check_elementwise("relu_grad", x, out)
     add_grad(x, incoming_grad("relu_grad", out).masked_fill(x <= 0, 0))
 
-# %% ../nbs/03_backward.ipynb #016efc03
+# %% ../nbs/03_backward.ipynb #3170acb4
 def _rows(t: Tensor) -> Tensor:
     "Return `t`, (..., features), as a matrix (rows, features)."
     return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
@@ -148,13 +148,13 @@ def linear_grad(
 ) -> None:
     """Add the gradients for `out = linear(x, weight, bias)` into `x.g`, `weight.g` and `bias.g`.
 
-    Raises RuntimeError if `out.g` is not set, TypeError and ValueError as `linear` does and for an `out` of another shape
-    than it gives; nothing is written then."""
+    Raises RuntimeError if `out.g` is not set, TypeError and ValueError as `linear` does and for an `out` that it
+    does not give; nothing is written then."""
     check_linear("linear_grad", x, weight, bias)
     g = incoming_grad("linear_grad", out)
     if out.shape != (*x.shape[:-1], len(weight)) or out.dtype != x.dtype:
-        raise ValueError(f"linear_grad: out is {tuple(out.shape)}, {out.dtype}, which is not what x {tuple(x.shape)}, {x.dtype}, "
-                         f"and weight {tuple(weight.shape)} give: is it the output for this x?")
+        raise ValueError(f"linear_grad: out is {tuple(out.shape)}, {out.dtype}, but x is {tuple(x.shape)}, "
+                         f"{x.dtype}, and weight {tuple(weight.shape)}: is it the output for this x?")
     add_grad(x, g @ weight)
     add_grad(weight, _rows(g).T @ _rows(x))
     if bias is not None: add_grad(bias, _rows(g).sum(0))
@@ -183,16 +183,16 @@ def tanh_grad(
     check_elementwise("tanh_grad", x, out)
     add_grad(x, incoming_grad("tanh_grad", out) * (1 - out * out))
 
-# %% ../nbs/03_backward.ipynb #2abf565c
+# %% ../nbs/03_backward.ipynb #af324f48
 @torch.no_grad()
 def cross_entropy_grad(
     input: Tensor,  # logits: (C,), (N, C) or (N, C, d1, ...)
     target: Tensor,  # labels from 0 to C - 1, or -100 to be ignored: (), (N,) or (N, d1, ...)
 ) -> None:
-    """Add the gradient of `cross_entropy(input, target)` into `input.g`: (softmax - one-hot) / (number of labels that count).
+    """Add the gradient of `cross_entropy(input, target)` into `input.g`: (softmax - one-hot) / (labels that count).
 
-    Raises as `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all, TypeError for
-    dtypes."""
+    Raises as `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all, TypeError
+    for dtypes."""
     dim = check_labels("cross_entropy_grad", input, target)
     labels = target.long().unsqueeze(dim)
     ignored = labels == IGNORE_INDEX
@@ -202,20 +202,20 @@ def cross_entropy_grad(
     grad = (p - onehot).masked_fill(ignored, 0) / (~ignored).sum()
     add_grad(input, grad.to(input.dtype))
 
-# %% ../nbs/03_backward.ipynb #7debb94a
+# %% ../nbs/03_backward.ipynb #1941b7e7
 class FunctionPair:
-    """A forward function and its `*_grad` as one object with the protocol: call it, set `out.g`, call `backward()`.
+    """A forward function and its `*_grad` as one object: call it, set `out.g`, call `backward()`.
 
-    Each call is kept until it is gone back through, last in, first out. A loss is where the way back begins, so for it `out.g` counts
-    as 1, and only the first input gets a gradient."""
+    Each call is kept until it is gone back through, last in, first out. A loss is where the way back begins, so for
+    it `out.g` counts as 1, and only its first input gets a gradient."""
     def __init__(
         self,
         forward: Callable[..., Tensor],  # such as `linear`, called as forward(x, *rest)
-        grad: Callable[..., None],  # such as `linear_grad`, called as grad(x, out, *rest); of a loss as grad(*inputs)
+        grad: Callable[..., None],  # such as `linear_grad`, called as grad(x, out, *rest); a loss's as grad(*inputs)
         loss: bool = False,  # is it a loss?
     ) -> None:
         self.forward, self.grad, self.loss, self.calls = forward, grad, loss, []
-        if loss: self.grad_args, self.grad_out = 1, 1.0  # for check_grads: inputs with a gradient, and the gradient to begin with
+        if loss: self.grad_args, self.grad_out = 1, 1.0  # how many inputs get a gradient, and what comes in
 
     def __call__(self, *inputs: Any) -> Tensor:
         with torch.no_grad(): out = self.forward(*inputs)
@@ -229,45 +229,51 @@ class FunctionPair:
         self.calls.pop()  # only now: what was refused can be tried again
 
     def __repr__(self) -> str:
-        return f"FunctionPair({getattr(self.forward, '__name__', 'forward')}, {getattr(self.grad, '__name__', 'grad')})"
+        names = [getattr(f, "__name__", type(f).__name__) for f in (self.forward, self.grad)]
+        return f"FunctionPair({', '.join(names)})"
 
-# %% ../nbs/03_backward.ipynb #5d075db4
-EPS64 = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart float64 numbers near 1 lie
+# %% ../nbs/03_backward.ipynb #2399f38e
+EPS64 = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart the float64 numbers near 1 lie
 
 
-def _cells(t: Tensor) -> Tensor:
-    "Return the memory address of every element of `t`."
+def _addresses(t: Tensor) -> Tensor:
+    "Return the address in memory of every element of `t`."
     offset = torch.zeros((), dtype=torch.int64)
-    for n, stride in zip(t.shape, t.stride()): offset = offset[..., None] + stride * torch.arange(n)
+    for n, stride in zip(t.shape, t.stride()):
+        offset = offset[..., None] + stride * torch.arange(n)
     return (t.data_ptr() + t.element_size() * offset).flatten()
 
 
 def _in_float64(t: Tensor) -> Tensor:
-    "Return a copy of `t` in memory of its own, laid out alike; floats become float64, a Parameter stays one."
+    "Return a copy of `t` in memory of its own, laid out alike: floats as float64, a Parameter as one."
     dtype = torch.float64 if t.is_floating_point() else t.dtype
-    if len(_cells(t).unique()) == t.numel():
+    if len(_addresses(t).unique()) == t.numel():
         new = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=t.device).copy_(t.detach())
-    else:  # expanded: elements that share a place could not be moved one at a time
+    else:  # expanded: of elements that share a place none can be moved alone
         new = t.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     return torch.nn.Parameter(new, t.requires_grad) if isinstance(t, torch.nn.Parameter) else new
 
-# %% ../nbs/03_backward.ipynb #aba20b70
+# %% ../nbs/03_backward.ipynb #78ebf8c0
 def _tensors_in(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    "Yield every tensor that hangs on `thing`: its attributes or items, and theirs; `seen` holds the ids of the past."
+    "Yield every tensor that hangs on `thing`: its attributes or items, and theirs; `seen` stops circles."
     if id(thing) in seen: return
     seen.add(id(thing))
-    if isinstance(thing, Tensor): yield thing
-    elif isinstance(thing, (list, tuple, set)): parts = thing
-    elif isinstance(thing, dict): parts = thing.values()
-    elif isinstance(thing, (type, ModuleType, FunctionType)): parts = ()
-    else: parts = getattr(thing, "__dict__", {}).values()
-    for part in () if isinstance(thing, Tensor) else list(parts): yield from _tensors_in(part, seen)
+    if isinstance(thing, Tensor):
+        yield thing
+        return
+    if isinstance(thing, (list, tuple, set)): parts = list(thing)
+    elif isinstance(thing, dict): parts = list(thing.values())
+    elif isinstance(thing, (type, ModuleType, FunctionType)): parts = []
+    else: parts = list(getattr(thing, "__dict__", {}).values())
+    for part in parts: yield from _tensors_in(part, seen)
 
-# %% ../nbs/03_backward.ipynb #a361ecf7
+# %% ../nbs/03_backward.ipynb #e6eea9f0
+def _is_float(x: Any) -> bool: return isinstance(x, Tensor) and x.is_floating_point()
+
+
 def _parameters(f: Any) -> dict[str, Tensor]:
     "Return the parameters of `f`, those of floats, each once and under its name."
-    found = f.parameters() if hasattr(f, "parameters") else ()
-    unique = {id(p): p for p in found if isinstance(p, Tensor) and p.is_floating_point()}
+    unique = {id(p): p for p in (f.parameters() if hasattr(f, "parameters") else ()) if _is_float(p)}
     names = {id(p): name for name, p in f.named_parameters()} if hasattr(f, "named_parameters") else {}
     return {names.get(key, f"parameter {i}"): p for i, (key, p) in enumerate(unique.items())}
 
@@ -281,28 +287,23 @@ def _input_names(f: Any, inputs: Sequence) -> list[str]:
 
 
 def _differentiable(f: Any, inputs: Sequence, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Return what may get a gradient, each tensor once: the inputs of floats, then the parameters, under their names."
+    "Return what may get a gradient, each tensor once, by name: the inputs of floats, then the parameters."
     named = {}
     for name, t in [*zip(_input_names(f, inputs), inputs), *parameters.items()]:
-        if isinstance(t, Tensor) and t.is_floating_point() and all(t is not other for other in named.values()):
+        if _is_float(t) and all(t is not other for other in named.values()):
             named[name if name not in named else f"parameter {name}"] = t
     return named
 
-# %% ../nbs/03_backward.ipynb #ee02cf7d
+# %% ../nbs/03_backward.ipynb #7a7767f3
 class _Copy:
-    "A float64 copy of `f`, its parameters and its inputs: what is done to it does not touch the caller's."
-    def __init__(
-        self,
-        f: Any,  # whatever has the protocol
-        *calls: tuple,  # the inputs of one call, or of several
-        seed: int,  # of the random numbers that f draws
-    ) -> None:
-        memo = {id(t): _in_float64(t) for t in _tensors_in([calls, f], set())}  # deepcopy takes these for copied already
-        self.calls, self.seed = copy.deepcopy(calls, memo), seed
+    "A float64 copy of `f`, its parameters and the inputs of one call or several."
+    def __init__(self, f: Any, *calls: Sequence, seed: int) -> None:
+        memo = {id(t): _in_float64(t) for t in _tensors_in([calls, f], set())}
+        self.seed, self.calls = seed, copy.deepcopy(calls, memo)  # what is in memo counts as copied already
         try: self.f = copy.deepcopy(f, memo)
-        except Exception: self.f = f  # what can't be copied is used as it is, and its parameters are put back in the end
+        except Exception: self.f = f  # can't be copied: used as it is, its parameters are put back in the end
         self.parameters = _parameters(self.f)
-        for p in self.parameters.values():  # one that f holds in a closure is still the caller's
+        for p in self.parameters.values():  # one that f keeps in a closure is still the caller's
             p.data = p.data.to(torch.float64, copy=True)
             if hasattr(p, "g"): del p.g
         self.tensors = [_differentiable(self.f, inputs, self.parameters) for inputs in self.calls]
@@ -311,17 +312,17 @@ class _Copy:
         "Return what f makes of the inputs of a call, always with the same random numbers."
         torch.manual_seed(self.seed)
         out = self.f(*self.calls[call])
-        if not isinstance(out, Tensor): raise TypeError(f"check_grads: f must return a tensor, not a {type(out).__name__}")
-        return out
+        if isinstance(out, Tensor): return out
+        raise TypeError(f"check_grads: f must return a tensor, not a {type(out).__name__}")
 
     def backward(self) -> None:
-        "Send the last call back. Whatever goes wrong there is an AssertionError, save what is not written yet."
+        "Send the last call back. An error there is an AssertionError, but for what is not written yet."
         asked = {"input_grad": True} if "input_grad" in inspect.signature(self.f.backward).parameters else {}
         try: self.f.backward(**asked)
         except (AssertionError, NotImplementedError): raise
         except Exception as e: raise AssertionError(f"backward() raised {type(e).__name__}: {e}") from e
 
-# %% ../nbs/03_backward.ipynb #e8fed429
+# %% ../nbs/03_backward.ipynb #306f59c3
 def _hold(condition: object, message: str) -> None:
     "Raise AssertionError unless `condition` holds. (`python -O` would drop an assert statement.)"
     if not condition: raise AssertionError(message)
@@ -332,24 +333,21 @@ def _snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().clone() for name, t in tensors.items()}
 
 
-def _hold_unchanged(tensors: dict[str, Tensor], before: dict[str, Tensor], who: str) -> None:
-    "Hold that every tensor is as it was."
-    for name, t in tensors.items():
-        same = t.shape == before[name].shape and torch.equal(t.nan_to_num(), before[name].nan_to_num())
-        _hold(same, f"{who} changed {name} in place")
+def _same(a: Tensor, b: Tensor) -> bool:
+    "Return whether two tensors are equal, NaN being equal to itself."
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _hold_apart(grads: dict[str, Tensor | None], others: dict[str, Tensor]) -> None:
-    "Hold that writing into a gradient changes no other tensor."
-    everything = others | {f"{name}.g": g for name, g in grads.items()}
+def _hold_apart(grads: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    "Hold that no gradient shares an element's place in memory with another tensor."
+    everything = others | grads
     for name, g in grads.items():
         for other, t in everything.items():
-            if g is None or t is None or other == f"{name}.g": continue
-            if g.untyped_storage().data_ptr() != t.untyped_storage().data_ptr(): continue
-            _hold(not torch.isin(_cells(g), _cells(t)).any(), f"{name}.g shares memory with {other}: "
-                  "whoever writes into one changes the other, so give it memory of its own")
+            if other == name or g.untyped_storage().data_ptr() != t.untyped_storage().data_ptr(): continue
+            _hold(not torch.isin(_addresses(g), _addresses(t)).any(),
+                  f"{name} shares memory with {other}: whoever writes into one changes the other")
 
-# %% ../nbs/03_backward.ipynb #b239c1a0
+# %% ../nbs/03_backward.ipynb #2904df49
 def _grads(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
     "Return every .g, held to be None or a tensor of the shape and dtype of what it belongs to."
     for name, t in tensors.items():
@@ -362,41 +360,44 @@ def _grads(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
     return {name: None if getattr(t, "g", None) is None else t.g.detach() for name, t in tensors.items()}
 
 
-def _there_and_back(c: _Copy, grad_out: Tensor) -> dict[str, Tensor | None]:
+def _trip(c: _Copy, grad_out: Tensor) -> dict[str, Tensor | None]:
     "Call f, send it back, and return every .g, having watched that nothing else was written into."
-    named = zip(_input_names(c.f, c.calls[0]), c.calls[0])
-    watched = {name: t for name, t in named if isinstance(t, Tensor)} | c.tensors[0]
+    inputs = zip(_input_names(c.f, c.calls[0]), c.calls[0])
+    watched = {name: t for name, t in inputs if isinstance(t, Tensor)} | c.tensors[0]
     before, out = _snapshot(watched), c.forward()
-    _hold(all(out is not t for t in watched.values()), "f returned the very tensor that it was given: one .g can't serve both")
-    _hold_unchanged(watched, before, "the forward")
+    _hold(all(out is not t for t in watched.values()), "f returned the very tensor that it was given")
+    for name, t in watched.items(): _hold(_same(t, before[name]), f"the forward changed {name} in place")
     out.g = grad_out
     watched |= {"out": out, "out.g": grad_out}
     before = _snapshot(watched)
     c.backward()
-    _hold_unchanged(watched, before, "backward()")
+    for name, t in watched.items(): _hold(_same(t, before[name]), f"backward() changed {name} in place")
     grads = _grads(c.tensors[0])
-    _hold_apart(grads, watched)
+    _hold_apart({f"{name}.g": g for name, g in grads.items() if g is not None}, watched)
     return grads
 
-# %% ../nbs/03_backward.ipynb #a6b49451
+# %% ../nbs/03_backward.ipynb #f986a213
+def _largest(t: Tensor) -> float:
+    "Return the largest absolute value, 0 of nothing."
+    return t.abs().max().item() if t.numel() else 0.0
+
+
 class _Probe:
-    "The output of `f` with elements of its inputs and parameters moved: where finite differences come from."
-    def __init__(self, fresh: Callable[[], _Copy], grad_out: Tensor) -> None:
-        self.fresh, self.left, self.every = fresh, 0, 50
+    "What `f` gives where elements of its inputs and parameters are moved: the source of finite differences."
+    def __init__(self, fresh: Callable[[], _Copy], grad_out: Tensor, eps: float) -> None:
+        self.fresh, self.eps, self.left, self.every = fresh, eps, 0, 50
         self.values = _snapshot(fresh().tensors[0])
         self.center = self.at([], 0)
-        if not self._same(self.at([], 0)): self.left, self.every = 0, 1  # each call changes what the next one gives
-        _hold(self._same(self.at([], 0)), "f gives two results for the same inputs and the same torch.manual_seed")
+        if not _same(self.at([], 0), self.center): self.left, self.every = 0, 1  # a call changes the next one
+        _hold(_same(self.at([], 0), self.center), "f gives two results for one seed: it can't be checked")
         self.g = grad_out.flatten()
-        self.weight = self.g.abs() * (1 + self.center.abs())  # how much the rounding of an output counts
-        self.largest = max([1.0, *map(_largest, self.values.values())])
-
-    def _same(self, out: Tensor) -> bool: return torch.equal(out.nan_to_num(), self.center.nan_to_num())
+        self.weight = self.g.abs() * (1 + self.center.abs())  # what the rounding of each output counts for
+        self.scale = max([1.0, *map(_largest, self.values.values())])
 
     @torch.no_grad()
     def at(self, places: list[tuple[str, tuple]], step: float) -> Tensor:
-        "Return the output, flattened, where the elements at `places`, (name, index) each, are moved by `step`."
-        if self.left == 0: self.copy, self.left = self.fresh(), self.every  # f may keep its calls: now and then a new one
+        "Return the output, flattened, with `step` added to the elements at `places`, each a (name, index)."
+        if self.left == 0: self.copy, self.left = self.fresh(), self.every  # f may keep its calls
         self.left -= 1
         tensors = self.copy.tensors[0]
         for name, index in places: tensors[name][index] = self.values[name][index].item() + step
@@ -404,14 +405,9 @@ class _Probe:
         for name, index in places: tensors[name][index] = self.values[name][index]
         return out
 
-
-def _largest(t: Tensor) -> float:
-    "Return the largest absolute value, 0 of nothing."
-    return t.abs().max().item() if t.numel() else 0.0
-
-# %% ../nbs/03_backward.ipynb #0749e4a0
+# %% ../nbs/03_backward.ipynb #b9268111
 def _slopes(probe: _Probe, places: list[tuple[str, tuple]], eps: float) -> tuple[Tensor, Tensor, float]:
-    "Return what each output adds to the slope to the left and to the right, and how much of the slope may be rounding."
+    "Return what each output adds to the slopes on the left and on the right, and their rounding error."
     xs = [probe.values[name][index].item() for name, index in places]
     step = eps * max(1.0, *map(abs, xs))
     down, up = xs[0] - (xs[0] - step), (xs[0] + step) - xs[0]  # the steps as they are after rounding
@@ -423,19 +419,19 @@ def _slopes(probe: _Probe, places: list[tuple[str, tuple]], eps: float) -> tuple
 
 class _Evidence(NamedTuple):
     "What the witnesses say about one tensor."
-    slopes: Tensor  # the gradient by central differences
-    tolerance: Tensor  # how far from it a right gradient may lie
-    exact: Tensor | None  # the gradient by autograd, where it can follow
+    slopes: Tensor  # its gradient by central differences
+    tolerance: Tensor  # how far from that a right gradient may lie
+    exact: Tensor | None  # its gradient by autograd, where that can follow
 
 
-def _gather(probe: _Probe, name: str, exact: Tensor | None, eps: float, rtol: float) -> _Evidence:
-    "Return the evidence about a tensor, all its elements."
+def _gather(probe: _Probe, name: str, exact: Tensor | None, rtol: float) -> _Evidence:
+    "Return the evidence about all elements of a tensor."
     x = probe.values[name]
     slopes, rounding = torch.zeros_like(x), torch.zeros_like(x)
     for index in _indices(x):
-        left, right, rounding[index] = _slopes(probe, [(name, index)], eps)
+        left, right, rounding[index] = _slopes(probe, [(name, index)], probe.eps)
         slopes[index] = (left + right).sum() / 2
-    rounding += EPS64 * probe.largest * _largest(slopes) / (eps * x.abs().clamp_min(1))  # that of the inputs, carried through
+    rounding += EPS64 * probe.scale * _largest(slopes) / (probe.eps * x.abs().clamp_min(1))  # of the inputs
     return _Evidence(slopes, rtol * slopes.abs() + 100 * rounding, exact)
 
 # %% ../nbs/03_backward.ipynb #1a3cb71a
@@ -450,24 +446,25 @@ def _by_autograd(c: _Copy, grad_out: Tensor) -> dict[str, Tensor | None]:
     except RuntimeError: found = [None] * len(named)
     return dict(zip(named, found))
 
-# %% ../nbs/03_backward.ipynb #5d69ad99
-def _look_again(probe: _Probe, places: list, got: float, tolerance: float, exact: float | None, eps: float) -> str:
-    "Return \"right\", \"kink\" or \"wrong\" for elements that are moved together and for the sum of their gradients."
-    for factor in (1, 0.1, 10, 0.01, 100, 1e-3, 1e-4):  # a right gradient agrees at some step, a wrong one at none
-        left, right, _ = _slopes(probe, places, eps * factor)
+# %% ../nbs/03_backward.ipynb #64066169
+def _look_again(probe: _Probe, places: list, got: float, tolerance: float, exact: float | None) -> str:
+    """Return "right", "kink" or "wrong" for the sum of the gradients of elements that are moved together."""
+    for factor in (1, 0.1, 10, 0.01, 100, 1e-3, 1e-4):  # a right one agrees at some step, a wrong one at none
+        left, right, _ = _slopes(probe, places, probe.eps * factor)
         if abs(got - (left + right).sum().item() / 2) <= tolerance: return "right"
-    left, right, _ = _slopes(probe, places, eps)
+    left, right, _ = _slopes(probe, places, probe.eps)
     jump = (left - right).abs().sum()
-    left, right, rounding = _slopes(probe, places, eps / 10)
+    left, right, rounding = _slopes(probe, places, probe.eps / 10)
     size = torch.maximum(left.abs(), right.abs()).sum()
-    # Where a function is smooth its two slopes come together as the step shrinks, at a kink they stay apart.
+    # Where f is smooth its two slopes come together as the step shrinks; at a kink they stay apart.
     if not (left - right).abs().sum() > max(jump / 2, 1e-3 * size + 1000 * rounding): return "wrong"
-    low, high = torch.minimum(left, right).sum().clamp_max(0), torch.maximum(left, right).sum().clamp_min(0)
+    low = torch.minimum(left, right).sum().clamp_max(0).item()  # 0 is always allowed: no slope at a kink
+    high = torch.maximum(left, right).sum().clamp_min(0).item()
     slack = tolerance + 1e-3 * (high - low)
-    between = low - slack <= got <= high + slack
-    return "kink" if between or exact is not None and abs(got - exact) <= tolerance else "wrong"
+    if low - slack <= got <= high + slack: return "kink"
+    return "kink" if exact is not None and abs(got - exact) <= tolerance else "wrong"
 
-# %% ../nbs/03_backward.ipynb #25bbbdd5
+# %% ../nbs/03_backward.ipynb #a1f12a1d
 def _element(name: str, index: tuple) -> str:
     "Return how an element is written: weight[2, 1]; the only one of a 0-d tensor goes by the name alone."
     return f"{name}[{', '.join(map(str, index))}]" if index else name
@@ -476,10 +473,11 @@ def _element(name: str, index: tuple) -> str:
 def _pattern(got: Tensor, want: Tensor) -> str:
     "Return a remark if all of the gradient is wrong in one way."
     if not got.any(): return "; it is zero everywhere"
-    if got.dim() == 2 and got.shape == got.T.shape and torch.allclose(got.T, want, rtol=1e-6): return "; it is the transpose"
+    square = got.dim() == 2 and got.shape[0] == got.shape[1]
+    if square and torch.allclose(got.T, want, rtol=1e-6): return "; it is the transpose"
     counts = want.abs() > 1e-6 * _largest(want)
     ratio = got[counts] / want[counts]
-    if len(ratio) > 1 and (ratio - ratio[0]).abs().max() < 1e-6 * ratio[0].abs() and abs(ratio[0] - 1) > 1e-4:
+    if len(ratio) > 1 and (ratio / ratio[0] - 1).abs().max() < 1e-6 and abs(ratio[0] - 1) > 1e-4:
         return f"; every element is {ratio[0].item():.6g} times what it should be"
     return ""
 
@@ -489,66 +487,75 @@ def _verdict(name: str, index: tuple, got: Tensor, e: _Evidence) -> str:
     mine, slope = got[index].item(), e.slopes[index].item()
     digits = 6 if abs(mine - slope) > 1e-4 * abs(slope) else 12
     exact = "" if e.exact is None else f" (autograd: {e.exact[index].item():.{digits}g})"
-    return (f"{_element(name, index)}: your gradient is {mine:.{digits}g}, finite differences give {slope:.{digits}g}{exact}"
-            f"{_pattern(got, e.slopes)}")
+    return (f"{_element(name, index)}: your gradient is {mine:.{digits}g}, "
+            f"finite differences give {slope:.{digits}g}{exact}{_pattern(got, e.slopes)}")
 
-# %% ../nbs/03_backward.ipynb #c0f0e75d
-def _hold_values(probe: _Probe, name: str, got: Tensor, e: _Evidence, eps: float) -> list[tuple[str, tuple]]:
+# %% ../nbs/03_backward.ipynb #3efbdd1d
+def _hold_values(probe: _Probe, name: str, got: Tensor, e: _Evidence) -> list[tuple[str, tuple]]:
     "Hold that every element is right, and return the places on kinks, where any slope in between is."
     error, kinks = (got - e.slopes).abs(), []
-    doubtful = ~(error <= e.tolerance)  # not (error > tolerance): a NaN is no right answer
+    doubtful = ~(error <= e.tolerance)  # and not error > tolerance: a NaN is no right answer
     excess = (error / e.tolerance).nan_to_num(torch.inf)
-    for index in sorted(map(tuple, doubtful.nonzero().tolist()), key=lambda i: -excess[i]):  # the worst one first
+    for index in sorted(map(tuple, doubtful.nonzero().tolist()), key=lambda i: -excess[i]):  # worst first
         exact = None if e.exact is None else e.exact[index].item()
-        look = _look_again(probe, [(name, index)], got[index].item(), e.tolerance[index].item(), exact, eps)
+        look = _look_again(probe, [(name, index)], got[index].item(), e.tolerance[index].item(), exact)
         if look == "wrong": raise AssertionError(_verdict(name, index, got, e))
         if look == "kink": kinks.append((name, index))
-    if e.exact is not None:  # where differences bear it out, autograd is the sharper witness
-        trusted = (e.exact - e.slopes).abs() <= e.tolerance
-        for _, index in kinks: trusted[index] = False
-        rounding = 1000 * EPS64 * (_largest(probe.g) + _largest(e.slopes) * probe.largest)
-        off = trusted & ~((got - e.exact).abs() <= 1e-9 * e.exact.abs() + rounding)
-        for index in off.nonzero().tolist()[:1]: raise AssertionError(_verdict(name, tuple(index), got, e))
+    if e.exact is None: return kinks
+    trusted = (e.exact - e.slopes).abs() <= e.tolerance  # where differences bear it out, autograd is sharper
+    for _, index in kinks: trusted[index] = False
+    rounding = 1000 * EPS64 * (_largest(probe.g) + _largest(e.slopes) * probe.scale)
+    off = trusted & ~((got - e.exact).abs() <= 1e-9 * e.exact.abs() + rounding)
+    for index in off.nonzero().tolist()[:1]: raise AssertionError(_verdict(name, tuple(index), got, e))
     return kinks
 
-
-def _hold_together(probe: _Probe, kinks: list, grads: dict, evidence: dict, eps: float) -> None:
-    "Hold that elements on kinks are right together: of two that tie for a maximum, both can't get the whole gradient."
+# %% ../nbs/03_backward.ipynb #3112fec1
+def _hold_together(probe: _Probe, kinks: list, grads: dict, evidence: dict[str, _Evidence]) -> None:
+    "Hold that elements on kinks are right together: two that tie for a maximum can't both get all of it."
     got = sum(grads[name][index].item() for name, index in kinks)
     tolerance = sum(evidence[name].tolerance[index].item() for name, index in kinks)
-    known = all(evidence[name].exact is not None for name, _ in kinks)
-    exact = sum(evidence[name].exact[index].item() for name, index in kinks) if known else None
-    names = ", ".join(_element(*k) for k in kinks[:4]) + (" …" if len(kinks) > 4 else "")
-    _hold(_look_again(probe, kinks, got, tolerance, exact, eps) != "wrong", f"{names}: each could be right alone, but together "
-          f"they are not: moved by the same step, they do not change the result by the sum of your gradients, {got:.6g}")
+    exact = None
+    if all(evidence[name].exact is not None for name, _ in kinks):
+        exact = sum(evidence[name].exact[index].item() for name, index in kinks)
+    if _look_again(probe, kinks, got, tolerance, exact) != "wrong": return
+    left, right, _ = _slopes(probe, kinks, probe.eps)
+    names = ", ".join(_element(*place) for place in kinks[:4]) + (" …" if len(kinks) > 4 else "")
+    slope = (left + right).sum().item() / 2
+    raise AssertionError(f"{names}: each could be right alone, but not all of them: moved together they have "
+                         f"a slope of {slope:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #241d716b
+# %% ../nbs/03_backward.ipynb #7715d0d4
 def _optional(f: Any, inputs: Sequence, out: Tensor) -> set[str]:
     "Return the names of the inputs that may go without a gradient: what a loss compares with."
     names = _input_names(f, inputs)
     if hasattr(f, "grad_args"): return set() if f.grad_args is None else set(names[f.grad_args:])
     targets = {"target", "targets", "targ", "label", "labels"}
-    if out.dim() == 0: targets |= {"y", "t", "y_true", "input 1", "input 2"}
+    if out.dim() == 0: targets |= {"y", "t", "y_true", "input 1"}
     return targets & set(names[1:])
 
 
-def _hold_right(f: Any, inputs: tuple, grads: dict[str, Tensor | None], g: Tensor, eps: float, rtol: float, seed: int) -> None:
+def _hold_needless(name: str, e: _Evidence) -> None:
+    "Hold that a tensor without a gradient needs none: that the result does not depend on it."
+    needed = e.slopes.abs() if e.exact is None else e.slopes.abs() + e.exact.abs()
+    if not needed.any(): return
+    worst = max(_indices(needed), key=lambda i: needed[i].nan_to_num().item())
+    raise AssertionError(f"{name}.g was never written, but the slope at {_element(name, worst)} is "
+                         f"{e.slopes[worst].item():.6g}")
+
+# %% ../nbs/03_backward.ipynb #54f2da2f
+def _hold_right(fresh: Callable[[], _Copy], grads: dict, probe: _Probe, rtol: float) -> None:
     "Hold every gradient against finite differences and, where it can follow, autograd."
-    fresh = functools.partial(_Copy, f, inputs, seed=seed)
-    optional = _optional(f, inputs, g)
-    probe, exact, evidence, kinks = _Probe(fresh, g), _by_autograd(fresh(), g), {}, []
+    c, evidence, kinks = fresh(), {}, []
+    grad_out = probe.g.view_as(c.forward())
+    optional, exact = _optional(c.f, c.calls[0], grad_out), _by_autograd(fresh(), grad_out)
     for name, grad in grads.items():
         if grad is None and name in optional: continue
-        e = evidence[name] = _gather(probe, name, exact[name], eps, rtol)
-        if grad is None:  # nothing is as good as zeros, but only if the result does not depend on the tensor at all
-            needed = e.slopes.abs() if e.exact is None else e.slopes.abs() + e.exact.abs()
-            worst = max(_indices(needed), key=lambda i: needed[i].nan_to_num().item(), default=())
-            _hold(not needed.any(), f"{name}.g was never written, but the slope at {_element(name, worst)} is "
-                  f"{e.slopes[worst].item() if needed.numel() else 0:.6g}")
-        else: kinks += _hold_values(probe, name, grad, e, eps)
-    if len(kinks) > 1: _hold_together(probe, kinks, grads, evidence, eps)
+        evidence[name] = _gather(probe, name, exact[name], rtol)
+        if grad is None: _hold_needless(name, evidence[name])
+        else: kinks += _hold_values(probe, name, grad, evidence[name])
+    if len(kinks) > 1: _hold_together(probe, kinks, grads, evidence)
 
-# %% ../nbs/03_backward.ipynb #1b655b57
+# %% ../nbs/03_backward.ipynb #be215d4e
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     "Return a + b, where None counts as nothing."
     return b if a is None else a if b is None else a + b
@@ -561,36 +568,38 @@ def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor | None], w
         if g is None and w is None: continue
         g, w = torch.zeros_like(w) if g is None else g, torch.zeros_like(g) if w is None else w
         off = ~((g - w).abs() <= 1e-9 * (1 + _largest(w)))
-        for index in map(tuple, off.nonzero().tolist()[:1]):
-            raise AssertionError(f"{_element(name, index)}: {what}: .g is {g[index].item():.6g} and should be {w[index].item():.6g}")
+        for i in map(tuple, off.nonzero().tolist()[:1]):
+            raise AssertionError(f"{_element(name, i)}: {what}: "
+                                 f".g is {g[i].item():.6g} and should be {w[i].item():.6g}")
 
-# %% ../nbs/03_backward.ipynb #ef123a06
+# %% ../nbs/03_backward.ipynb #285003a6
 def _hold_adding(c: _Copy, grad_out: Tensor, first: dict, generator: torch.Generator) -> None:
     "Hold that a gradient is added to what lies in .g already."
-    lay = {name: torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for name, t in c.tensors[0].items()}
-    for name, t in c.tensors[0].items(): t.g = lay[name].clone()
-    want = {name: _plus(lay[name], g) for name, g in first.items()}
-    _hold_close(_there_and_back(c, grad_out), want, "a gradient is added to what is in .g, it does not replace it")
+    want = {}
+    for name, t in c.tensors[0].items():
+        lay = torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
+        t.g, want[name] = lay.clone(), _plus(lay, first[name])
+    _hold_close(_trip(c, grad_out), want, "a gradient is added to what is in .g, it does not replace it")
 
 
 def _scattered(g: Tensor) -> Tensor:
-    "Return the values of `g` in a tensor that is not contiguous: dimensions in reverse order in memory, with gaps."
+    "Return the values of `g` in a tensor that lies in memory with its dimensions reversed, and with gaps."
     backwards = tuple(reversed(range(g.dim())))
     buffer = g.new_full((*reversed(g.shape), 2), 7.0)
     buffer[..., 0] = g.permute(backwards)
     return buffer[..., 0].permute(backwards)
 
-# %% ../nbs/03_backward.ipynb #9fa43f8a
-def _other(f: Any, inputs: tuple) -> tuple:
-    "Return other inputs of the same shapes: what is no parameter, in reverse order and made smaller."
+# %% ../nbs/03_backward.ipynb #e68ef2d1
+def _other(f: Any, inputs: Sequence) -> list:
+    "Return other inputs of the same shapes: floats that are no parameters are reversed and made smaller."
     own = {id(p) for p in _parameters(f).values()}
-    free = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point() and id(x) not in own]
-    other = {id(x): x.detach().flip(tuple(range(x.dim()))) * 0.875 for x in free}
-    return tuple(other.get(id(x), x) for x in inputs)
+    free = {id(x): x for x in inputs if _is_float(x) and id(x) not in own}
+    other = {key: x.detach().flip(tuple(range(x.dim()))) * 0.875 for key, x in free.items()}
+    return [other.get(id(x), x) for x in inputs]
 
 
 def _keeps_calls(c: _Copy) -> bool:
-    "Send the first of two calls back. Return False if f has kept none but the last: it says so, or takes that one again."
+    "Send the first of two calls back; False if f has kept the last alone: it says so, or takes that again."
     first, last = c.tensors
     before = _snapshot({name: g for name, g in _grads(last).items() if g is not None})
     try: c.backward()
@@ -598,25 +607,27 @@ def _keeps_calls(c: _Copy) -> bool:
         if isinstance(e.__cause__, RuntimeError): return False
         raise
     again = any(not torch.equal(last[name].g, g) for name, g in before.items())
-    return not again or any(getattr(t, "g", None) is not None for name, t in first.items() if t is not last.get(name))
+    written = any(getattr(t, "g", None) is not None for name, t in first.items() if t is not last.get(name))
+    return written or not again
 
-# %% ../nbs/03_backward.ipynb #81d7a36e
-def _hold_calls(f: Any, inputs: tuple, g: Tensor, first: dict[str, Tensor | None], seed: int) -> None:
+# %% ../nbs/03_backward.ipynb #e051da14
+def _hold_calls(fresh: Callable[..., _Copy], f: Any, inputs: Sequence, g: Tensor, first: dict) -> None:
     "Hold that of two calls each goes back with its own inputs and state, the last one first."
     others = _other(f, inputs)
-    try: second, alone = _there_and_back(_Copy(f, others, seed=seed), g.clone()), _Copy(f, others, seed=seed).forward()
+    try: second, alone = _trip(fresh(others), g.clone()), fresh(others).forward()
     except Exception: return  # f does not take such inputs
-    c = _Copy(f, inputs, others, seed=seed)
+    c = fresh(inputs, others)
     outs = [c.forward(0), c.forward(1)]
-    if not torch.equal(outs[1], alone): return  # one call changes what the next one gives: they can't be told apart
-    message = "after two calls, backward() went wrong for the {} one: does each call keep its own inputs and state?"
+    if not torch.equal(outs[1], alone): return  # a call changes the next one: they can't be told apart
+    message = "after two calls, backward() went wrong for the {} one: does each keep its own state?"
     outs[1].g = g.clone()
     c.backward()
     _hold_close(_grads(c.tensors[1]), second, message.format("second"))
     outs[0].g = g.clone()
     if not _keeps_calls(c): return
     one, two = c.tensors
-    want = {name: _plus(grad, second[name]) if one[name] is two.get(name) else grad for name, grad in first.items()}
+    shared = {name for name, t in one.items() if t is two.get(name)}
+    want = {name: _plus(grad, second[name]) if name in shared else grad for name, grad in first.items()}
     _hold_close(_grads(one), want, message.format("first"))
 
 # %% ../nbs/03_backward.ipynb #9ac20375
@@ -640,29 +651,41 @@ def _grad_out(given: Tensor | float | None, out: Tensor, generator: torch.Genera
         raise ValueError(f"check_grads: grad_out is {tuple(given.shape)}, but f returns {tuple(out.shape)}")
     return given.expand(out.shape).clone()
 
-# %% ../nbs/03_backward.ipynb #948b14f7
-def check_grads(
-    f: Any,  # is called, given `out.g`, then sent back by `f.backward()`; its `parameters()`, if any, are checked too
-    *inputs: Any,  # what to call it with: tensors, of which those of floats are checked, and whatever else it takes
-    grad_out: Tensor | float | None = None,  # the gradient that comes in: what `f.grad_out` says, else a random one
-    eps: float = EPS64 ** (1 / 3),  # step of the finite differences
-    rtol: float = 1e-8,  # how far a gradient may lie from them, relative to its size, beside their rounding error
-    seed: int = 0,  # of the incoming gradient, and of the random numbers that `f` draws
-) -> None:
-    """Return nothing if `f.backward()` is right, else raise AssertionError."""
+# %% ../nbs/03_backward.ipynb #2c323651
+def _need_protocol(f: Any, inputs: Sequence) -> list[Tensor]:
+    "Return all tensors that are given, or raise: TypeError for no backward, ValueError for nothing to check."
     if not (callable(f) and callable(getattr(f, "backward", None))):
-        raise TypeError(f"check_grads: f must be callable and have a backward(); this {type(f).__name__} is not (FunctionPair makes one)")
+        raise TypeError(f"check_grads: f must be callable and have a backward(), not a {type(f).__name__}; "
+                        "FunctionPair makes one of a function and its gradient")
     tensors = [t for t in (*inputs, *_parameters(f).values()) if isinstance(t, Tensor)]
-    if not any(t.is_floating_point() for t in tensors):
-        raise ValueError("check_grads: no input and no parameter is a tensor of floats: there is nothing to check")
-    seed += 7_919_000_003  # the inputs may come from this very seed: an out.g equal to x would hide a transpose
-    fresh, generator = functools.partial(_Copy, f, inputs, seed=seed), torch.Generator().manual_seed(seed)
+    if not any(map(_is_float, tensors)):
+        raise ValueError("check_grads: no input and no parameter is a tensor of floats: nothing to check")
+    return tensors
+
+# %% ../nbs/03_backward.ipynb #65ce9c07
+def check_grads(
+    f: Any,  # called, given `out.g`, sent back by `f.backward()`; its `parameters()`, if any, are checked too
+    *inputs: Any,  # what to call it with: tensors, of which those of floats are checked, and whatever else
+    grad_out: Tensor | float | None = None,  # what comes in; unless told, `f.grad_out` or random numbers
+    eps: float = EPS64 ** (1 / 3),  # step of the finite differences
+    rtol: float = 1e-8,  # how far from them, relative to its size, a gradient may be, beside their rounding
+    seed: int = 0,  # of what comes in and of the random numbers that `f` draws
+) -> None:
+    """Return nothing if `f.backward()` is right; else raise AssertionError: which tensor, where, both values.
+
+    Works on a float64 copy: `f` and the inputs stay as they are. Calls `f` twice per element of each tensor.
+    Raises TypeError for an `f` without the protocol, ValueError if there is nothing to check, and what the
+    forward raises; a NotImplementedError in the backward goes through."""
+    tensors = _need_protocol(f, inputs)
+    seed += 7_919_000_003  # inputs may come from the plain seed: an out.g equal to x would hide a transpose
+    fresh, generator = functools.partial(_Copy, f, seed=seed), torch.Generator().manual_seed(seed)
+    copy_of = functools.partial(fresh, inputs)
     with torch.random.fork_rng(sorted({t.device.index for t in tensors if t.is_cuda})), _put_back(f):
-        out = fresh().forward().detach()
+        out = copy_of().forward().detach()
         _hold(out.dtype == torch.float64, f"f makes {out.dtype} of float64: it loses digits inside")
         g = _grad_out(getattr(f, "grad_out", None) if grad_out is None else grad_out, out, generator)
-        grads = _there_and_back(fresh(), g.clone())
-        _hold_right(f, inputs, grads, g, eps, rtol, seed)
-        _hold_adding(fresh(), g.clone(), grads, generator)
-        _hold_close(_there_and_back(fresh(), _scattered(g)), grads, "goes wrong when out.g is not contiguous in memory")
-        _hold_calls(f, inputs, g, grads, seed)
+        grads = _trip(copy_of(), g.clone())
+        _hold_right(copy_of, grads, _Probe(copy_of, g, eps), rtol)
+        _hold_adding(copy_of(), g.clone(), grads, generator)
+        _hold_close(_trip(copy_of(), _scattered(g)), grads, "wrong when out.g is not contiguous in memory")
+        _hold_calls(fresh, f, inputs, g, grads)
