@@ -37,7 +37,7 @@ def _moved(f: Callable, x: Tensor, index: tuple[int, ...], step: float) -> tuple
         raise ValueError(f"numerical_grad: f must return a single number, not a tensor {tuple(value.shape)}")
     return x[index].item(), float(value)
 
-# %% ../nbs/03_backward.ipynb #e60899f3
+# %% ../nbs/03_backward.ipynb #b0e735f8
 @torch.no_grad()
 def numerical_grad(
     f: Callable[[Tensor], Tensor | float],  # a function of one tensor that returns a single number
@@ -47,8 +47,8 @@ def numerical_grad(
     """Return the gradient of `f` at `x` by central differences, for which it calls `f` twice per element.
 
     The step that suits is the cube root of the dtype's machine epsilon, times |x| where that is above 1.
-    Raises TypeError if `x` is no tensor of floats; ValueError if `f` returns no single number, if `eps` is not
-    positive, and if it is so small that x + eps is x again."""
+    Raises TypeError if `x` is no tensor of floats; ValueError if `f` returns no single number, if `eps` is
+    not positive, and if it is so small that x + eps is x again."""
     need_floats("numerical_grad", x=x)
     if eps is not None and not eps > 0: raise ValueError(f"numerical_grad: eps must be positive, not {eps}")
     grad = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
@@ -56,19 +56,19 @@ def numerical_grad(
         step = torch.finfo(x.dtype).eps ** (1 / 3) * max(1, abs(x[index].item())) if eps is None else eps
         left, f_left = _moved(f, x, index, -step)
         right, f_right = _moved(f, x, index, step)
-        if left == right: raise ValueError(f"numerical_grad: eps = {eps} is lost in rounding at {left}, {x.dtype}")
+        if left == right: raise ValueError(f"numerical_grad: eps = {eps} is lost in rounding at {left}")
         grad[index] = (f_right - f_left) / (right - left)  # the true distance, after rounding
     return grad
 
-# %% ../nbs/03_backward.ipynb #0602b938
+# %% ../nbs/03_backward.ipynb #9251d061
 def add_grad(
     tensor: Tensor,  # whose gradient it is
     grad: Tensor,  # of the tensor's shape and dtype, in memory of its own: not `out.g`, nor a view of it
 ) -> None:
     """Add `grad` into `tensor.g`; where nothing has come yet (None, or no attribute) it becomes `tensor.g`.
 
-    The sum is a new tensor, since somebody else may hold the old one. Raises ValueError for a shape and TypeError
-    for a dtype that is not the tensor's, and changes nothing then."""
+    The sum is a new tensor, since somebody else may hold the old one. Raises ValueError for a shape and
+    TypeError for a dtype that is not the tensor's, and changes nothing then."""
     old = getattr(tensor, "g", None)
     for what, g in ("the gradient", grad), (".g so far", old):
         if g is not None and g.shape != tensor.shape:
@@ -97,7 +97,7 @@ def incoming_grad(
         raise TypeError(f"{who}: out.g is {g.dtype} on {g.device}, but out is {out.dtype} on {out.device}")
     return g
 
-# %% ../nbs/03_backward.ipynb #2919a4b4
+# %% ../nbs/03_backward.ipynb #98101fa5
 @torch.no_grad()
 def mse_loss_grad(
     input: Tensor,  # predictions, any shape
@@ -105,8 +105,8 @@ def mse_loss_grad(
 ) -> None:
     """Add the gradient of `mse_loss(input, target)` into `input.g`: 2 (input - target) / (number of entries).
 
-    Raises as `mse_loss` does: ValueError for shapes that differ and for nothing at all, TypeError for no tensors
-    of floats and for dtypes that differ."""
+    Raises as `mse_loss` does: ValueError for shapes that differ and for nothing at all, TypeError for no
+    tensors of floats and for dtypes that differ."""
     check_same_shape("mse_loss_grad", input, target)
     add_grad(input, (input - target) * (2 / input.numel()))
 
@@ -133,7 +133,7 @@ def relu_grad(
     check_elementwise("relu_grad", x, out)
     add_grad(x, incoming_grad("relu_grad", out).masked_fill(x <= 0, 0))
 
-# %% ../nbs/03_backward.ipynb #3170acb4
+# %% ../nbs/03_backward.ipynb #5afbc5e5
 def _rows(t: Tensor) -> Tensor:
     "Return `t`, (..., features), as a matrix (rows, features)."
     return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
@@ -148,8 +148,8 @@ def linear_grad(
 ) -> None:
     """Add the gradients for `out = linear(x, weight, bias)` into `x.g`, `weight.g` and `bias.g`.
 
-    Raises RuntimeError if `out.g` is not set, TypeError and ValueError as `linear` does and for an `out` that it
-    does not give; nothing is written then."""
+    Raises RuntimeError if `out.g` is not set, TypeError and ValueError as `linear` does and for an `out` that
+    it does not give; nothing is written then."""
     check_linear("linear_grad", x, weight, bias)
     g = incoming_grad("linear_grad", out)
     if out.shape != (*x.shape[:-1], len(weight)) or out.dtype != x.dtype:
@@ -183,16 +183,16 @@ def tanh_grad(
     check_elementwise("tanh_grad", x, out)
     add_grad(x, incoming_grad("tanh_grad", out) * (1 - out * out))
 
-# %% ../nbs/03_backward.ipynb #af324f48
+# %% ../nbs/03_backward.ipynb #a8c2d3bb
 @torch.no_grad()
 def cross_entropy_grad(
     input: Tensor,  # logits: (C,), (N, C) or (N, C, d1, ...)
     target: Tensor,  # labels from 0 to C - 1, or -100 to be ignored: (), (N,) or (N, d1, ...)
 ) -> None:
-    """Add the gradient of `cross_entropy(input, target)` into `input.g`: (softmax - one-hot) / (labels that count).
+    """Add the gradient of `cross_entropy(input, target)` into `input.g`: (softmax - one-hot) / labels counted.
 
-    Raises as `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all, TypeError
-    for dtypes."""
+    Raises as `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all,
+    TypeError for dtypes."""
     dim = check_labels("cross_entropy_grad", input, target)
     labels = target.long().unsqueeze(dim)
     ignored = labels == IGNORE_INDEX
@@ -202,20 +202,20 @@ def cross_entropy_grad(
     grad = (p - onehot).masked_fill(ignored, 0) / (~ignored).sum()
     add_grad(input, grad.to(input.dtype))
 
-# %% ../nbs/03_backward.ipynb #1941b7e7
+# %% ../nbs/03_backward.ipynb #b5c3e53f
 class FunctionPair:
     """A forward function and its `*_grad` as one object: call it, set `out.g`, call `backward()`.
 
-    Each call is kept until it is gone back through, last in, first out. A loss is where the way back begins, so for
-    it `out.g` counts as 1, and only its first input gets a gradient."""
+    Each call is kept until it is gone back through, last in, first out. A loss is where the way back begins:
+    its `out.g` counts as 1, and only its first input gets a gradient."""
     def __init__(
         self,
         forward: Callable[..., Tensor],  # such as `linear`, called as forward(x, *rest)
-        grad: Callable[..., None],  # such as `linear_grad`, called as grad(x, out, *rest); a loss's as grad(*inputs)
+        grad: Callable[..., None],  # such as `linear_grad`, called as grad(x, out, *rest); of a loss grad(*inputs)
         loss: bool = False,  # is it a loss?
     ) -> None:
         self.forward, self.grad, self.loss, self.calls = forward, grad, loss, []
-        if loss: self.grad_args, self.grad_out = 1, 1.0  # how many inputs get a gradient, and what comes in
+        if loss: self.grad_args = 1  # so many inputs get a gradient: the target does not
 
     def __call__(self, *inputs: Any) -> Tensor:
         with torch.no_grad(): out = self.forward(*inputs)
@@ -524,11 +524,11 @@ def _hold_together(probe: _Probe, kinks: list, grads: dict, evidence: dict[str, 
     raise AssertionError(f"{names}: each could be right alone, but not all of them: moved together they have "
                          f"a slope of {slope:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #7715d0d4
+# %% ../nbs/03_backward.ipynb #3344ae07
 def _optional(f: Any, inputs: Sequence, out: Tensor) -> set[str]:
     "Return the names of the inputs that may go without a gradient: what a loss compares with."
     names = _input_names(f, inputs)
-    if hasattr(f, "grad_args"): return set() if f.grad_args is None else set(names[f.grad_args:])
+    if getattr(f, "grad_args", None) is not None: return set(names[f.grad_args:])
     targets = {"target", "targets", "targ", "label", "labels"}
     if out.dim() == 0: targets |= {"y", "t", "y_true", "input 1"}
     return targets & set(names[1:])
@@ -651,22 +651,20 @@ def _grad_out(given: Tensor | float | None, out: Tensor, generator: torch.Genera
         raise ValueError(f"check_grads: grad_out is {tuple(given.shape)}, but f returns {tuple(out.shape)}")
     return given.expand(out.shape).clone()
 
-# %% ../nbs/03_backward.ipynb #2c323651
-def _need_protocol(f: Any, inputs: Sequence) -> list[Tensor]:
-    "Return all tensors that are given, or raise: TypeError for no backward, ValueError for nothing to check."
+# %% ../nbs/03_backward.ipynb #c5252c91
+def _need_protocol(f: Any, inputs: Sequence) -> None:
+    "Return nothing, or raise: TypeError for an `f` without a backward, ValueError for nothing to check."
     if not (callable(f) and callable(getattr(f, "backward", None))):
         raise TypeError(f"check_grads: f must be callable and have a backward(), not a {type(f).__name__}; "
                         "FunctionPair makes one of a function and its gradient")
-    tensors = [t for t in (*inputs, *_parameters(f).values()) if isinstance(t, Tensor)]
-    if not any(map(_is_float, tensors)):
+    if not any(map(_is_float, (*inputs, *_parameters(f).values()))):
         raise ValueError("check_grads: no input and no parameter is a tensor of floats: nothing to check")
-    return tensors
 
-# %% ../nbs/03_backward.ipynb #65ce9c07
+# %% ../nbs/03_backward.ipynb #9b797845
 def check_grads(
     f: Any,  # called, given `out.g`, sent back by `f.backward()`; its `parameters()`, if any, are checked too
     *inputs: Any,  # what to call it with: tensors, of which those of floats are checked, and whatever else
-    grad_out: Tensor | float | None = None,  # what comes in; unless told, `f.grad_out` or random numbers
+    grad_out: Tensor | float | None = None,  # what comes in; unless told, random numbers (1 for a loss pair)
     eps: float = EPS64 ** (1 / 3),  # step of the finite differences
     rtol: float = 1e-8,  # how far from them, relative to its size, a gradient may be, beside their rounding
     seed: int = 0,  # of what comes in and of the random numbers that `f` draws
@@ -676,14 +674,16 @@ def check_grads(
     Works on a float64 copy: `f` and the inputs stay as they are. Calls `f` twice per element of each tensor.
     Raises TypeError for an `f` without the protocol, ValueError if there is nothing to check, and what the
     forward raises; a NotImplementedError in the backward goes through."""
-    tensors = _need_protocol(f, inputs)
+    _need_protocol(f, inputs)
     seed += 7_919_000_003  # inputs may come from the plain seed: an out.g equal to x would hide a transpose
     fresh, generator = functools.partial(_Copy, f, seed=seed), torch.Generator().manual_seed(seed)
     copy_of = functools.partial(fresh, inputs)
-    with torch.random.fork_rng(sorted({t.device.index for t in tensors if t.is_cuda})), _put_back(f):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), _put_back(f):
         out = copy_of().forward().detach()
         _hold(out.dtype == torch.float64, f"f makes {out.dtype} of float64: it loses digits inside")
-        g = _grad_out(getattr(f, "grad_out", None) if grad_out is None else grad_out, out, generator)
+        if grad_out is None and isinstance(f, FunctionPair) and f.loss: grad_out = 1.0
+        g = _grad_out(grad_out, out, generator)
         grads = _trip(copy_of(), g.clone())
         _hold_right(copy_of, grads, _Probe(copy_of, g, eps), rtol)
         _hold_adding(copy_of(), g.clone(), grads, generator)

@@ -54,14 +54,16 @@ def linear(
     out = input @ weight.T
     return out if bias is None else out + bias
 
-# %% ../nbs/02_forward.ipynb #18d8596e
+# %% ../nbs/02_forward.ipynb #9759fbd2
 def relu(
     input: Tensor,  # any shape
 ) -> Tensor:  # of the input's shape and dtype
     """Return max(input, 0), element by element: negative entries become 0, NaN stays NaN.
 
     Its slope at 0 is 0, as PyTorch's. Raises TypeError for what is no tensor of floats.
-    Source: Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines" (2010)."""
+    Source: Fukushima, "Visual feature extraction by a multilayered network of analog threshold elements"
+    (1969); widely used since Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines"
+    (2010)."""
     need_floats("relu", input=input)
     return input.masked_fill(input <= 0, 0)
 
@@ -192,7 +194,7 @@ def softmax(
     e = (x - _largest(x, dim)).exp()
     return (e / e.sum(dim, keepdim=True)).to(input.dtype)
 
-# %% ../nbs/02_forward.ipynb #6ed39017
+# %% ../nbs/02_forward.ipynb #039ce2bc
 def logsumexp(
     input: Tensor,  # any shape
     dim: int | tuple[int, ...],  # the dimension, or dimensions, to sum over
@@ -201,25 +203,28 @@ def logsumexp(
     """Return log(sum(exp(input))), the sum over dim, without overflow.
 
     -inf if all entries are -inf or there are none, +inf if one is +inf.
-    Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of range.
+    Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of range,
+    ValueError for no dimension at all.
     Source: Blanchard, D. Higham and N. Higham, "Accurately computing the log-sum-exp and softmax functions",
     IMA Journal of Numerical Analysis 41 (2021)."""
     need_floats("logsumexp", input=input)
-    for d in dim if isinstance(dim, (tuple, list)) else (dim,): _check_dim("logsumexp", d)
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not dims: raise ValueError("logsumexp: dim is empty: name at least one dimension")
+    for d in dims: _check_dim("logsumexp", d)
     x = _wide(input)
     limit = torch.finfo(x.dtype).max
     m = _largest(x, dim).clamp(-limit, limit)  # inf - inf would be NaN
     out = ((x - m).exp().sum(dim, keepdim=True).log() + m).to(input.dtype)
     return out if keepdim else out.squeeze(dim)
 
-# %% ../nbs/02_forward.ipynb #1416d316
+# %% ../nbs/02_forward.ipynb #adb42e08
 def log_softmax(
     input: Tensor,  # logits: any shape
     dim: int,  # the dimension that holds the classes
 ) -> Tensor:  # of the input's shape and dtype: 0 or less
-    """Return log(softmax(input, dim)), computed as input - logsumexp(input).
+    """Return log(softmax(input, dim)), which is input - logsumexp(input), without overflow.
 
-    Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of
+    Large logits lose no digits. Raises TypeError for what is no tensor of floats or a dim that is no int, IndexError for one out of
     range."""
     need_floats("log_softmax", input=input)
     _check_dim("log_softmax", dim)

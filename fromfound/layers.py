@@ -26,8 +26,9 @@ from .forward import IGNORE_INDEX, check_labels, check_linear, check_same_shape
 from .init import kaiming_uniform_
 from .matmul import need_floats
 
-# %% ../nbs/04_refactor.ipynb #6d657cb1
-_recording = ContextVar("fromfound_recording", default=True)  # whether layers keep their calls; each thread has its own value
+# %% ../nbs/04_refactor.ipynb #5227c807
+# Whether layers keep their calls. Each thread has a value of its own.
+_recording = ContextVar("fromfound_recording", default=True)
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def no_grad() -> Iterator[None]:  # for `with no_grad():`, and as a decorator, `
     finally:
         _recording.reset(token)
 
-# %% ../nbs/04_refactor.ipynb #b435ef38
+# %% ../nbs/04_refactor.ipynb #00e62c1c
 class Call(NamedTuple):
     """What one forward leaves for its backward."""
 
@@ -52,27 +53,28 @@ class Call(NamedTuple):
 
 
 _serial = itertools.count()
-_TRANSIENT = {"_calls", "_saving", "needs_input_grad", "saved_tensors"}  # attributes that a copy does not take along
+# Attributes that belong to calls in progress: a copy of the object does not take them along.
+_TRANSIENT = {"_calls", "_saving", "needs_input_grad", "saved_tensors"}
 
-# %% ../nbs/04_refactor.ipynb #7876d6a5
+# %% ../nbs/04_refactor.ipynb #1d215c61
 def _another(out: Tensor, args: tuple) -> Tensor:
-    "Return out, or a view of it if it is one of args itself: input and output need a .g each."
+    "Return out or, if it is one of args itself, a new tensor over the same numbers: each needs its own .g."
     for a in args:
-        if out is a: return out.view_as(out)
+        if out is a: return out.detach()
     return out
 
 
 def _positional(function: Callable, args: tuple, kwargs: dict) -> tuple:
     "Return all arguments in the order in which function declares them."
     bound = inspect.signature(function).bind(*args, **kwargs)
-    if bound.kwargs: raise TypeError(f"{function.__qualname__}: {', '.join(bound.kwargs)} can't be given by name")
+    if bound.kwargs: raise TypeError(f"{function.__qualname__}: no keyword-only arguments, please: {list(bound.kwargs)}")
     return bound.args
 
-# %% ../nbs/04_refactor.ipynb #f80b726b
+# %% ../nbs/04_refactor.ipynb #e4f9d523
 class Forward:
     """The way out: calling the object runs `forward` and keeps what the way back will need."""
 
-    keeps_tensors = True  # False: its parts keep all that the way back needs, so that its own calls are only counted
+    keeps_tensors = True  # False: its parts keep what the way back needs, its own calls are only counted
 
     def forward(self, *args: Any) -> Tensor:
         """Return the output; each layer writes its own."""
@@ -97,12 +99,12 @@ class Forward:
             state["_saving"] = outer
         return out
 
-# %% ../nbs/04_refactor.ipynb #eed35b83
+# %% ../nbs/04_refactor.ipynb #2d6f666a
 class Memory(Forward):
     """What a layer keeps of its calls, and how it lets go of it."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep tensors, which `forward` has computed, until this call's `bwd` reads them from `self.saved_tensors`."""
+        """Keep what `forward` has computed until `bwd` of the same call, which finds it in `self.saved_tensors`."""
         if self.__dict__.get("_saving") is not None and _recording.get(): self.__dict__["_saving"] = tensors
 
     def forget(
@@ -122,11 +124,11 @@ class Memory(Forward):
         """Return all attributes but the kept calls: a copy has not been called yet."""
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
 
-# %% ../nbs/04_refactor.ipynb #9403bc5a
+# %% ../nbs/04_refactor.ipynb #6366ca00
 class Gradients(Memory):
     """The formulas of the way back: `bwd`, and what it can look at while it runs."""
 
-    grad_args: int | None = None  # how many of forward's arguments get a gradient, from the first on; None: all
+    grad_args: int | None = None  # only so many of forward's first arguments get a gradient; None: all
     needs_input_grad = True  # in bwd: whether anybody wants the gradients of the inputs
     saved_tensors: tuple = ()  # in bwd: what forward gave to save_for_backward
 
@@ -141,13 +143,13 @@ class Gradients(Memory):
         "Run bwd for a call, with stand-ins for inputs whose gradient nobody wants."
         state, outer = self.__dict__, (self.needs_input_grad, self.saved_tensors)
         state["needs_input_grad"], state["saved_tensors"] = input_grad, call.saved
-        args = call.args if input_grad else tuple(a.detach() if isinstance(a, Tensor) else a for a in call.args)
+        args = call.args if input_grad else [a.detach() if isinstance(a, Tensor) else a for a in call.args]
         try:
             self.bwd(call.out, *args)
         finally:
             state["needs_input_grad"], state["saved_tensors"] = outer
 
-# %% ../nbs/04_refactor.ipynb #1aca2018
+# %% ../nbs/04_refactor.ipynb #6f536631
 class Backward(Gradients):
     """The way back: `backward` goes back through the kept calls, last in, first out."""
 
@@ -155,16 +157,16 @@ class Backward(Gradients):
         self,
         input_grad: bool = True,  # whether the inputs get their gradients too, or only the parameters
     ) -> None:
-        """Go back through the last call and let it go: add the gradients into the `.g` of inputs and parameters.
+        """Go back through the last call and let it go: add gradients into the `.g` of inputs and parameters.
 
-        Raises RuntimeError if there is no call to go back through, and RuntimeError, ValueError or TypeError if `out.g` is
-        missing, of another shape or of another dtype than `out`; nothing is written then, and the call is still there."""
+        Raises RuntimeError if there is no call to go back through or `out.g` is missing, ValueError if it is of
+        another shape than `out`, TypeError if it is of another dtype. Nothing is written then, and the call stays."""
         if torch.is_grad_enabled():
             with torch.no_grad(): return Backward.backward(self, input_grad)
         calls = self.__dict__.get("_calls")
         if not calls:
             who = self if self.keeps_tensors else type(self).__name__
-            raise RuntimeError(f"{who}: backward() without a forward; each call can be gone back through once")
+            raise RuntimeError(f"{who}: backward() without a forward: each call can be gone back through once")
         if calls[-1].out is not None: self._incoming(calls[-1].out)
         call = calls.pop()
         try:
@@ -173,7 +175,7 @@ class Backward(Gradients):
             calls.append(call)
             raise
 
-# %% ../nbs/04_refactor.ipynb #f88ed992
+# %% ../nbs/04_refactor.ipynb #0c66bb5b
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     "Yield the parameters and modules that value is or holds in lists, tuples and dicts, with dotted names."
     if isinstance(value, (Parameter, Attributes)): yield name, value
@@ -196,11 +198,11 @@ class Attributes:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(self.__dict__.get(name), Parameter) and not isinstance(value, (Parameter, type(None))):
-            raise TypeError(f"{type(self).__name__}.{name} is a Parameter, a {type(value).__name__} can't take its place; "
-                            f"to change its numbers: with torch.no_grad(): layer.{name}.copy_(...)")
+            raise TypeError(f"{type(self).__name__}.{name} is a Parameter, and a {type(value).__name__} can't take "
+                            f"its place; to change its numbers, write into it: {name}.data.copy_(...)")
         super().__setattr__(name, value)
 
-# %% ../nbs/04_refactor.ipynb #da46a2a7
+# %% ../nbs/04_refactor.ipynb #0d885045
 class Tree(Attributes):
     """Modules inside modules."""
 
@@ -225,12 +227,12 @@ class Tree(Attributes):
         yield prefix, self
         for name, m in self._members():
             if isinstance(m, Tree): yield from m.named_modules(_join(prefix, name), remove_duplicate, met)
-        if not remove_duplicate: met.remove(id(self))  # met is now the way down to here: no module can hold itself for ever
+        if not remove_duplicate: met.remove(id(self))  # so that met holds only the modules above: no endless circle
 
     def children(self) -> Iterator["Tree"]: return (m for _, m in self.named_children())
     def modules(self) -> Iterator["Tree"]: return (m for _, m in self.named_modules())
 
-# %% ../nbs/04_refactor.ipynb #b184f970
+# %% ../nbs/04_refactor.ipynb #c87a839d
 class Parameters(Tree):
     """The tensors that are trained."""
 
@@ -238,7 +240,7 @@ class Parameters(Tree):
         self,
         prefix: str = "",  # put in front of all names
         recurse: bool = True,  # False: only this module's own
-        remove_duplicate: bool = True,  # whether a parameter with several names is given once, under the first
+        remove_duplicate: bool = True,  # whether one with several names is given once, under the first
     ) -> Iterator[tuple[str, Parameter]]:
         """Yield the parameters with their dotted names: own ones first, then those of the modules below."""
         seen = set()
@@ -285,7 +287,7 @@ class Buffers(Parameters):
         places = self.named_modules(remove_duplicate=False)
         return {_join(where, name): t for where, m in places for name, t in m._own_tensors()}
 
-# %% ../nbs/04_refactor.ipynb #a4f8623b
+# %% ../nbs/04_refactor.ipynb #98c5ef15
 class Modes(Buffers):
     """Training or not, on which device, in which dtype."""
 
@@ -301,11 +303,11 @@ class Modes(Buffers):
         return self
 
     def eval(self) -> "Modes":  # self
-        """Set `training` to False here and in all modules below. Calls are kept all the same: see `no_grad`."""
+        """Set `training` to False here and in all modules below. (It is `no_grad` that keeps no calls.)"""
         return self.train(False)
 
     def to(self, *args: Any, **kwargs: Any) -> "Modes":  # self
-        """Move parameters, their `.g` and buffers: to(device), to(dtype), to(device, dtype), to(tensor), or by name.
+        """Move parameters, their `.g` and buffers: to(device), to(dtype), both, or to(tensor) for those of a tensor.
 
         The tensors stay the same objects. A dtype must be one of floats; tensors of integers keep theirs."""
         device, dtype = _device_and_dtype(*args, **kwargs)
@@ -327,43 +329,45 @@ def _device_and_dtype(*args: Any, device: Any = None, dtype: Any = None) -> tupl
         raise TypeError(f"to: a floating-point dtype is wanted, not {dtype}")
     return None if device is None else torch.device(device), dtype
 
-# %% ../nbs/04_refactor.ipynb #8978a27c
+# %% ../nbs/04_refactor.ipynb #fda0ce7c
 class StateDict(Modes):
     """All that a module has learnt, by name."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return parameters and buffers by their names, a tied one under each of its names, sharing memory with the module."""
+        """Return parameters and buffers by name, tied ones under each name; they share the module's memory."""
         return {name: t.detach() for name, t in self._named_tensors().items()}
 
     def load_state_dict(
         self,
         state_dict: Mapping[str, Tensor],  # exactly the names of state_dict(), the same shapes
     ) -> None:
-        """Copy the numbers into parameters and buffers, which keep their dtype and device, or raise and change nothing.
+        """Copy the numbers into parameters and buffers, which keep their dtype and device; or change nothing.
 
-        TypeError for what is no dict of tensors of numbers that fit; ValueError names all that is missing, unexpected or of
-        another shape."""
-        if not isinstance(state_dict, Mapping): raise TypeError(f"load_state_dict: {type(state_dict).__name__} is no dict")
+        Raises TypeError for what is no dict, or holds what is no tensor of numbers that fit; ValueError with all
+        names that are missing, unexpected or of another shape."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict: a dict is wanted, not a {type(state_dict).__name__}")
         own = self._named_tensors()
         wrong = [f"{name} is missing" for name in own if name not in state_dict]
         wrong += [f"{name} is unexpected" for name in state_dict if name not in own]
-        both = {name: (t, state_dict[name]) for name, t in own.items() if name in state_dict}
-        for name, (t, new) in both.items(): _need_castable(name, t, new)
-        wrong += [f"{name} is {tuple(new.shape)} there, {tuple(t.shape)} here" for name, (t, new) in both.items() if new.shape != t.shape]
+        for name, t in own.items():
+            if name in state_dict: wrong += _misfit(name, t, state_dict[name])
         if wrong: raise ValueError(f"load_state_dict: {'; '.join(wrong)}")
         with torch.no_grad():
-            for t, new in both.values(): t.copy_(new)
+            for name, t in own.items(): t.copy_(state_dict[name])
 
-# %% ../nbs/04_refactor.ipynb #ca29cf54
-def _need_castable(name: str, t: Tensor, new: Any) -> None:
-    "Return nothing, or raise TypeError if new is no tensor whose numbers can be copied into t."
-    if not isinstance(new, Tensor): raise TypeError(f"load_state_dict: {name} is a {type(new).__name__}, not a tensor")
-    if not torch.can_cast(new.dtype, t.dtype): raise TypeError(f"load_state_dict: {name} is {new.dtype} there, {t.dtype} here")
-    if new.is_meta and not t.is_meta: raise TypeError(f"load_state_dict: {name} is a meta tensor, it has no numbers")
+# %% ../nbs/04_refactor.ipynb #bf8d8730
+def _misfit(name: str, t: Tensor, new: Any) -> list[str]:
+    "Return what is wrong with the shape of new, to be copied into t; TypeError if it is no tensor of such numbers."
+    if not isinstance(new, Tensor):
+        raise TypeError(f"load_state_dict: {name} is a {type(new).__name__}, not a tensor")
+    if not torch.can_cast(new.dtype, t.dtype) or new.is_meta and not t.is_meta:
+        raise TypeError(f"load_state_dict: {name} is {new.dtype} on {new.device}, which does not go into {t.dtype}")
+    return [] if new.shape == t.shape else [f"{name} is {tuple(new.shape)} there, {tuple(t.shape)} here"]
 
-# %% ../nbs/04_refactor.ipynb #2ca7234a
+# %% ../nbs/04_refactor.ipynb #b74a0e89
 class Module(StateDict, Backward):
-    """Base of all layers, losses and networks: a subclass writes `forward(self, *args)` and `bwd(self, out, *args)`.
+    """Base of all layers, losses and networks; a subclass writes `forward(self, *args)` and `bwd(self, out, *args)`.
 
     Parameters and modules are found among its attributes; `super().__init__()` need not be called."""
 
@@ -374,8 +378,9 @@ class Module(StateDict, Backward):
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
         extra = self.extra_repr()
-        below = [f"({name}): " + repr(m).replace("\n", "\n  ") for name, m in self._members() if isinstance(m, Module)]
-        if not below: return f"{type(self).__name__}({extra})"
+        modules = [(name, m) for name, m in self._members() if isinstance(m, Module)]
+        if not modules: return f"{type(self).__name__}({extra})"
+        below = [f"({name}): " + repr(m).replace("\n", "\n  ") for name, m in modules]
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *below]) + "\n)"
 
 # %% ../nbs/04_refactor.ipynb #1e4dddb2
@@ -390,7 +395,7 @@ def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     # With few columns in x the same product is several times faster when it is written the other way round.
     return (x.T @ g).T.contiguous() if 1 < x.shape[1] < 12 else g.T @ x
 
-# %% ../nbs/04_refactor.ipynb #af447291
+# %% ../nbs/04_refactor.ipynb #68d9567a
 class _LinearSetup(Module):
     "Makes weight and bias: (out_features, in_features), one row per neuron, and (out_features,)."
 
@@ -402,10 +407,12 @@ class _LinearSetup(Module):
         device: Any = None,  # where the parameters live
         dtype: torch.dtype | None = None,  # of the parameters; torch's default dtype unless told
     ) -> None:
-        if min(in_features, out_features) < 0: raise ValueError(f"Linear: sizes can't be negative: {in_features}, {out_features}")
+        if min(in_features, out_features) < 0:
+            raise ValueError(f"Linear: sizes can't be negative: in_features {in_features}, out_features {out_features}")
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype), requires_grad=False)
-        self.bias = Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
+        def empty(*shape): return Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
+        self.weight = empty(out_features, in_features)
+        self.bias = empty(out_features) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -415,11 +422,12 @@ class _LinearSetup(Module):
         if self.bias is not None: self.bias.data.uniform_(-bound, bound)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        has_bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}"
 
-# %% ../nbs/04_refactor.ipynb #c5dd6cc9
+# %% ../nbs/04_refactor.ipynb #9e8be941
 class Linear(_LinearSetup):
-    """input @ weight.T + bias: (..., in_features) to (..., out_features), with `nn.Linear`'s arguments and initial values."""
+    """input @ weight.T + bias, from (..., in_features) to (..., out_features); as `nn.Linear`, initial values included."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the outputs of all neurons; ValueError or TypeError if input does not fit the weight."""
@@ -474,9 +482,9 @@ class Tanh(Module):
         """Add out.g times the slope, 1 - out²."""
         if self.needs_input_grad: add_grad(input, out.g * (1 - out * out))
 
-# %% ../nbs/04_refactor.ipynb #833d717f
+# %% ../nbs/04_refactor.ipynb #1956f8e6
 class Loss(Module):
-    """Base of the losses, called as loss_func(input, target): a missing `out.g` counts as 1, the target gets no gradient."""
+    """Base of the losses, called as loss_func(input, target): a missing `out.g` counts as 1; target gets no gradient."""
 
     grad_args = 1
 
@@ -498,9 +506,10 @@ class MSELoss(Loss):
         """Add 2 (input - target) / number of elements, times out.g, to input.g."""
         add_grad(input, (input - target).mul_(2 / input.numel()).mul_(out.g))
 
-# %% ../nbs/04_refactor.ipynb #3f98c674
+# %% ../nbs/04_refactor.ipynb #1c638a42
 class CrossEntropyLoss(Loss):
-    """The mean of -log softmax(input) at the labels: input (N, C), (C,) or (N, C, d1, ...), target (N,), () or (N, d1, ...)."""
+    """The mean of -log softmax(input) at the labels: input (N, C) with target (N,), (C,) with (), or
+    (N, C, d1, ...) with (N, d1, ...)."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss, a tensor without dimensions; labels of -100 are left out of the mean."""
@@ -523,12 +532,13 @@ class CrossEntropyLoss(Loss):
         """Add (softmax - one-hot) / n, times out.g, to input.g."""
         e, total, index, ignored = self.saved_tensors
         n = index.numel() if ignored is None else (~ignored).sum()
-        grad = e.scatter_add(0 if input.dim() == 1 else 1, index, -total)
-        grad.mul_(out.g / n / total)
+        scale = out.g.to(e.dtype) / n
+        grad = e * (scale / total)
+        grad.scatter_add_(0 if input.dim() == 1 else 1, index, -scale.expand(index.shape))
         if ignored is not None: grad.masked_fill_(ignored, 0)
         add_grad(input, grad.to(input.dtype))
 
-# %% ../nbs/04_refactor.ipynb #f08dd336
+# %% ../nbs/04_refactor.ipynb #1c1cb5d8
 class Layers(Module):
     """A module that is a list of modules, named "0", "1", ... as in torch.nn."""
 
@@ -545,27 +555,28 @@ class Layers(Module):
     ) -> "Layers":  # self
         """Add a layer at the end; TypeError if it is no Module."""
         if not isinstance(layer, Module):
-            hint = "; it is one of torch.nn's" if isinstance(layer, torch.nn.Module) else ""
-            raise TypeError(f"{type(self).__name__}: layer {len(self)} is a {type(layer).__name__}, not a Module of fromfound{hint}")
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
+            raise TypeError(f"{type(self).__name__}: layer {len(self)} is a {kind}, not a Module of fromfound")
         self.layers.append(layer)
         return self
 
     def __len__(self) -> int: return len(self.layers)
     def __iter__(self) -> Iterator[Module]: return iter(self.layers)
-    def __getitem__(self, i: int | slice) -> Module: return type(self)(*self.layers[i]) if isinstance(i, slice) else self.layers[i]
+    def __getitem__(self, i: int | slice) -> Module:
+        return type(self)(*self.layers[i]) if isinstance(i, slice) else self.layers[i]
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         return ((name.removeprefix("layers."), m) for name, m in super()._members())
 
-# %% ../nbs/04_refactor.ipynb #9d7e01e0
+# %% ../nbs/04_refactor.ipynb #b265ec24
 def _raise_at(place: str, error: Exception) -> None:
-    "Raise error again with place in front of its message; errors of other classes than Python's plain ones as they are."
+    "Raise error again with place in front of its message or, if it is of a class of its own, as it is."
     if type(error) not in (TypeError, ValueError, RuntimeError, NotImplementedError): raise error
     raise type(error)(f"{place}: {error}") from error
 
-# %% ../nbs/04_refactor.ipynb #feffb4af
+# %% ../nbs/04_refactor.ipynb #b75e843d
 class Sequential(Layers):
-    """A chain of layers: each is called with what the one before has returned. Without layers it returns its input."""
+    """A chain of layers: each is called with what the one before it has returned."""
 
     @property
     def keeps_tensors(self) -> bool: return not self.layers
@@ -575,7 +586,8 @@ class Sequential(Layers):
         for i, layer in enumerate(self.layers):
             try: out = layer(input)
             except Exception as e: _raise_at(f"layer {i} of {len(self)}", e)
-            if type(layer) is ReLU and i and type(self.layers[i - 1]) is Linear: input.data = out  # its numbers are not needed
+            if i and type(layer) is ReLU and type(self.layers[i - 1]) is Linear:
+                input.data = out  # nobody reads its own numbers again
             input = out
         return input
 
@@ -590,10 +602,10 @@ class Sequential(Layers):
         self,
         input_grad: bool = False,  # whether the input of the whole chain gets its gradient, too
     ) -> None:
-        """Go back through the last call: add the gradients of all parameters and, only if asked for, of the input."""
+        """Go back through the last call: add the gradients of all parameters and, only if wanted, of the input."""
         super().backward(input_grad)
 
-# %% ../nbs/04_refactor.ipynb #47a091bc
+# %% ../nbs/04_refactor.ipynb #a7049820
 class Model(Module):
     """A network with its loss: model(x, y) is loss_func(net(x), y)."""
 
@@ -608,7 +620,6 @@ class Model(Module):
         self.net, self.loss_func = net, loss_func
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor: return self.loss_func(self.net(x), y)
-
     def bwd(self, out: None) -> None:
         self.loss_func.backward()
         self.net.backward(input_grad=self.needs_input_grad)
@@ -617,7 +628,7 @@ class Model(Module):
         self,
         input_grad: bool = False,  # whether x gets its gradient, too
     ) -> None:
-        """Go back through the last call: add the gradients of all parameters and, only if asked for, of x."""
+        """Go back through the last call: add the gradients of all parameters and, only if wanted, of x."""
         super().backward(input_grad)
 
     @no_grad()

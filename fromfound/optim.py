@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Optimizer', 'SGD', 'RMSprop', 'Adam', 'AdamW', 'LRScheduler', 'LambdaLR', 'ConstantLR', 'StepLR', 'LinearLR',
-           'CosineAnnealingLR', 'SequentialLR', 'OneCycleLR', 'LRFind', 'clip_grad_norm_', 'clip_grad_value_']
+           'CosineAnnealingLR', 'SequentialLR', 'OneCycleLR', 'LRFind', 'lr_find', 'clip_grad_norm_',
+           'clip_grad_value_']
 
-# %% ../nbs/06_optim.ipynb #067ca7b4
+# %% ../nbs/06_optim.ipynb #dc0ab02b
 import bisect
 import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from numbers import Real
 from typing import Any, NamedTuple
@@ -21,12 +23,12 @@ from torch import Tensor
 
 from .matmul import need_floats, need_tensors
 
-# %% ../nbs/06_optim.ipynb #11640de8
+# %% ../nbs/06_optim.ipynb #c0d00388
 def _check_number(
     who: str,  # names the caller in messages
     name: str,  # of the option
     value: Any,  # what was given for it
-    wanted: str,  # an interval: "[0, 1)" holds 0, and all up to 1, but not 1
+    wanted: str,  # an interval: "[0, 1)" holds 0 and everything up to 1, but not 1
 ) -> None:
     "Return nothing, or raise unless `value` is a finite number in the interval. NaN is in none."
     if isinstance(value, Tensor):
@@ -40,15 +42,31 @@ def _check_number(
         raise ValueError(f"{who}: {name} is {value}, but a number in {wanted} is wanted")
 
 
-#: What the options may be.
+#: What the options of the optimisers may be.
 _INTERVALS = {"lr": "[0, inf)", "momentum": "[0, inf)", "dampening": "(-inf, inf)", "weight_decay": "[0, inf)",
               "eps": "[0, inf)", "alpha": "[0, 1)", "betas": "[0, 1)"}
 
-# %% ../nbs/06_optim.ipynb #5af60330
+# %% ../nbs/06_optim.ipynb #e31bc453
+def _check_options(
+    who: str,  # names the caller in messages
+    group: dict[str, Any],  # options by name; `betas` becomes a tuple
+) -> None:
+    "Return nothing, or raise for an option that is no number, out of range, or at odds with another one."
+    for name in group.keys() & _INTERVALS.keys() - {"betas"}: _check_number(who, name, group[name], _INTERVALS[name])
+    if "betas" in group:
+        betas = group["betas"]
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"{who}: betas is {betas!r}, but two numbers are wanted")
+        for i, beta in enumerate(betas): _check_number(who, f"betas[{i}]", beta, _INTERVALS["betas"])
+        group["betas"] = tuple(betas)
+    if group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0):
+        raise ValueError(f"{who}: nesterov needs a momentum above 0 and a dampening of 0")
+
+# %% ../nbs/06_optim.ipynb #12400c3a
 def _param_list(
     who: str,  # names the caller in messages
     params: Any,  # a tensor, or tensors in something that has an order
-    taken: Iterable[Tensor],  # parameters of other groups
+    taken: Iterable[Tensor] = (),  # parameters of other groups
 ) -> list[Tensor]:
     "Return the parameters as a list, or raise: each must be a leaf of floating-point numbers, and occur once."
     if isinstance(params, set): raise TypeError(f"{who}: params is a set, which has no order; a list is wanted")
@@ -63,155 +81,73 @@ def _param_list(
         seen.add(id(p))
     return params
 
-# %% ../nbs/06_optim.ipynb #92e18f3d
-#: Options by which torch.optim chooses how it computes, not what. There is one way here.
+# %% ../nbs/06_optim.ipynb #c79d7c83
+#: torch.optim's choices of how to compute, which change no number but in the last digits.
 _SWITCHES = {"foreach", "fused", "capturable", "differentiable"}
 
 
+def _new_group(
+    who: str,  # names the caller in messages
+    given: dict[str, Any],  # "params", and the options that are not the default
+    defaults: dict[str, Any],  # what the other options are
+    taken: Iterable[Tensor],  # parameters of other groups
+) -> dict[str, Any]:
+    "Return a group with all its options and a list of parameters, or raise."
+    if not isinstance(given, dict) or "params" not in given:
+        raise TypeError(f"{who}: a group is a dict with 'params' in it, not a {type(given).__name__} without")
+    asked = sorted(name for name in _SWITCHES if given.get(name))
+    if asked: raise NotImplementedError(f"{who}: {', '.join(asked)} is not built")
+    unknown = sorted(given.keys() - defaults.keys() - _SWITCHES - {"params", "initial_lr", "name"})
+    if unknown: raise ValueError(f"{who}: no option is called {', '.join(unknown)}; there are {', '.join(defaults)}")
+    group = {**defaults, **{name: value for name, value in given.items() if name not in _SWITCHES}}
+    group["params"] = _param_list(who, group["params"], taken)
+    _check_options(who, group)
+    return group
+
+# %% ../nbs/06_optim.ipynb #507e9b71
 class _Groups:
     "Parameters in groups. A group is a dict: its parameters under 'params', and the options that hold for them."
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[dict], defaults: dict[str, Any]):
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],  # tensors, or groups {"params": tensors, "lr": …}
+        defaults: dict[str, Any],  # all options, and what they are in a group that does not name them
+    ):
         who = type(self).__name__
         if isinstance(params, Tensor): raise TypeError(f"{who}: params is a tensor, but a list is wanted: [tensor]")
         groups = list(params)
-        if not groups: raise ValueError(f"{who}: there are no parameters; a generator can be read only once: was it?")
+        if not groups: raise ValueError(f"{who}: no parameters; was the generator that parameters() returns read before?")
         self.defaults, self.param_groups, self.state = defaults, [], defaultdict(dict)
         for group in groups if isinstance(groups[0], dict) else [{"params": groups}]: self.add_param_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        "Add the parameters in param_group['params']; each option is what param_group says, or else the default."
-        who = type(self).__name__
-        if not isinstance(param_group, dict) or "params" not in param_group:
-            raise TypeError(f"{who}: a group is a dict that has 'params', not {type(param_group).__name__}")
-        asked = {name for name in _SWITCHES if param_group.get(name)}
-        if asked: raise NotImplementedError(f"{who}: {', '.join(sorted(asked))} is not built")
-        unknown = param_group.keys() - self.defaults.keys() - _SWITCHES - {"params", "initial_lr", "name"}
-        if unknown: raise ValueError(f"{who}: no option is called {sorted(unknown)}; there are {sorted(self.defaults)}")
-        group = {**self.defaults, **{k: v for k, v in param_group.items() if k not in _SWITCHES}}
-        group["params"] = _param_list(who, group["params"], taken=self._params())
-        self._check_group(group)
-        self.param_groups.append(group)
+        "Add parameters, {'params': tensors, 'lr': …}; an option that is not named takes its default."
+        self.param_groups.append(_new_group(type(self).__name__, param_group, self.defaults, self._params()))
 
-# %% ../nbs/06_optim.ipynb #6cf95b73
-class _CheckedGroups(_Groups):
     def _params(self) -> Iterator[Tensor]:
-        "Return the parameters of all groups, in order: a parameter's place in it is its number in a state dict."
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        "Return nothing, or raise for an option that is no number or out of range. `betas` becomes a tuple."
-        who = type(self).__name__
-        for name in group.keys() & _INTERVALS.keys() - {"betas"}:
-            _check_number(who, name, group[name], _INTERVALS[name])
-        if "betas" in group:
-            if isinstance(group["betas"], Tensor) or not isinstance(group["betas"], Sequence) or len(group["betas"]) != 2:
-                raise ValueError(f"{who}: betas is {group['betas']!r}, but two numbers are wanted")
-            for i, beta in enumerate(group["betas"]): _check_number(who, f"betas[{i}]", beta, _INTERVALS["betas"])
-            group["betas"] = tuple(group["betas"])
-
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}: {sum(p.numel() for p in group['params']):,} numbers in {len(group['params'])} tensors")
-            lines += [f"    {name}: {group[name]}" for name in sorted(group.keys() - {"params"})]
-        return "\n".join([*lines, ")"])
+        groups = [{**group, "params": f"{len(group['params'])} tensors"} for group in self.param_groups]
+        lines = ["  " + ", ".join(f"{name}: {value}" for name, value in group.items()) for group in groups]
+        return "\n".join([f"{type(self).__name__} (", *lines, ")"])
 
-# %% ../nbs/06_optim.ipynb #1cfb5abf
-def _zeros_like(param: Tensor) -> Tensor:
-    "Return zeros for a state: an ordinary tensor even if this is called inside `torch.inference_mode`."
-    with torch.inference_mode(False):
-        return torch.zeros_like(param, requires_grad=False)
-
-
-def _read_state(
-    who: str,  # names the caller in messages
-    saved: dict[str, Any],  # what a state dict holds for one parameter
-    param: Tensor,  # the parameter
-    names: tuple[set, set] | None,  # what each state has, and what it may have besides; None: anything
-) -> dict[str, Tensor]:
-    "Return a copy of the state, with the parameter's dtype and device, or raise."
-    saved = {name: value for name, value in saved.items() if value is not None}
-    if saved and names and not names[0] <= saved.keys() <= names[0] | names[1]:
-        raise ValueError(f"{who}: the state of a parameter holds {sorted(saved)}, but {sorted(names[0])} is wanted")
-    state = {}
-    for name, value in saved.items():
-        if name == "step":
-            _check_number(who, "step", value.item() if isinstance(value, Tensor) else value, "[0, inf)")
-            state[name] = torch.tensor(float(value), dtype=torch.float32, device="cpu")
-            continue
-        need_tensors(who, **{name: value})
-        if value.shape != param.shape:
-            raise ValueError(f"{who}: {name} is {tuple(value.shape)}, but its parameter is {tuple(param.shape)}")
-        state[name] = _zeros_like(param).copy_(value)
-    return state
-
-# %% ../nbs/06_optim.ipynb #3373bb3b
-class _SavedState(_CheckedGroups):
-    _state_names: tuple[set, set] | None = None  # what each state has, and what it may have; None: not checked
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"state": …, "param_groups": …} as torch.optim does: each parameter is replaced by its number.
-
-        The tensors are the optimiser's own, and change with the next step: `copy.deepcopy` keeps them."""
-        number = {p: i for i, p in enumerate(self._params())}
-        groups = [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {number[p]: dict(s) for p, s in self.state.items() if s}, "param_groups": groups}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state dict, of this class or of torch.optim's of the same name, or raise and change nothing.
-
-        Raises ValueError for groups of other sizes, for options or states that are missing, unknown or out of
-        range, and for shapes that differ."""
-        who = type(self).__name__
-        if not isinstance(state_dict, dict) or not state_dict.keys() >= {"state", "param_groups"}:
-            raise ValueError(f"{who}: a state dict has 'state' and 'param_groups'")
-        saved = state_dict["param_groups"]
-        sizes, own = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
-        if sizes != own: raise ValueError(f"{who}: groups of {sizes} parameters were saved, but here they are of {own}")
-        groups = [self._read_group(group, old) for group, old in zip(saved, self.param_groups)]
-        param = dict(zip(chain.from_iterable(g["params"] for g in saved), self._params()))
-        state = {i: _read_state(who, s, param[i], self._state_names) for i, s in state_dict["state"].items() if i in param}
-        if len(param) < sum(own) or len(state) < len(state_dict["state"]):
-            raise ValueError(f"{who}: the numbers of the parameters in the state dict do not fit together")
-        self.param_groups, self.state = groups, defaultdict(dict, {param[i]: s for i, s in state.items()})
-
-# %% ../nbs/06_optim.ipynb #bc719bd9
-class _SavedOptions(_SavedState):
-    def _read_group(self, saved: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-        "Return a copy of a saved group with the parameters of this one, or raise. torch's switches are left out."
-        who, decoupled = type(self).__name__, "decoupled_weight_decay"
-        group = {name: value for name, value in saved.items() if name not in _SWITCHES}
-        if decoupled in old: group.setdefault(decoupled, old[decoupled])  # older torch has an AdamW without it
-        missing = self.defaults.keys() - group.keys()
-        if missing: raise ValueError(f"{who}: {sorted(missing)} is missing in the state dict: is it another optimiser's?")
-        if group.get("weight_decay") and group.get(decoupled) != old.get(decoupled):
-            raise ValueError(f"{who}: {decoupled} is {group[decoupled]} in the state dict, but {old[decoupled]} here")
-        group = {**copy.deepcopy(group), "params": old["params"]}
-        if decoupled in old: group[decoupled] = old[decoupled]
-        self._check_group(group)
-        return group
-
-# %% ../nbs/06_optim.ipynb #efd0c71b
-def _check_grad(
-    who: str,  # names the caller in messages
-    param: Tensor,  # the parameter
-    g: Any,  # what its .g is
-) -> None:
+# %% ../nbs/06_optim.ipynb #a652950a
+def _check_grad(who: str, param: Tensor, g: Any) -> None:
     "Return nothing, or raise unless g is a dense tensor of the parameter's shape, dtype and device."
     need_tensors(who, **{".g": g})
     if g.shape != param.shape:
         raise ValueError(f"{who}: a .g is {tuple(g.shape)}, but its parameter is {tuple(param.shape)}")
     if g.dtype != param.dtype or g.device != param.device:
         raise TypeError(f"{who}: a .g is {g.dtype} on {g.device}, but its parameter is {param.dtype} on {param.device}")
-    if g.layout != torch.strided: raise NotImplementedError(f"{who}: a .g is sparse, which is not built")
+    if g.layout != torch.strided: raise NotImplementedError(f"{who}: a sparse .g is not built")
 
 
 def _with_grads(
     who: str,  # names the caller in messages
     params: Iterable[Tensor],  # parameters
 ) -> tuple[list[Tensor], list[Tensor]]:
-    "Return those parameters that have a .g, and their .g, or raise if one of them does not fit its parameter."
+    "Return those parameters that have a `.g`, and their `.g`, or raise if one of these does not fit its parameter."
     params = [p for p in params if getattr(p, "g", None) is not None]
     grads = [p.g for p in params]
     for p, g in zip(params, grads):
@@ -219,12 +155,89 @@ def _with_grads(
         if not fits or g.layout != torch.strided: _check_grad(who, p, g)
     return params, grads
 
-# %% ../nbs/06_optim.ipynb #3cec5533
-class Optimizer(_SavedOptions):
-    """Base of all optimisers: parameters in groups, a step that moves them along `.g`, a state that can be saved.
+# %% ../nbs/06_optim.ipynb #6d0e309e
+def _zeros_like(param: Tensor) -> Tensor:
+    "Return zeros to remember something in: an ordinary tensor even where this runs inside `torch.inference_mode`."
+    with torch.inference_mode(False):
+        return torch.zeros_like(param, requires_grad=False)
 
-    A subclass gives __init__ its options as `defaults` and writes `update`. Errors: ValueError for no parameters,
-    for one that occurs twice, and for options out of range; TypeError for what is no floating-point tensor."""
+
+def _read_state(
+    who: str,  # names the caller in messages
+    saved: dict[str, Any],  # what a state dict holds about one parameter
+    param: Tensor,  # the parameter
+    names: tuple[set, set] | None,  # what a state always has, and what it may have; None: anything
+) -> dict[str, Tensor]:
+    "Return a copy of the state, with the parameter's dtype and device, or raise."
+    state, saved = {}, {name: value for name, value in saved.items() if value is not None}
+    if saved and names and not names[0] <= saved.keys() <= names[0] | names[1]:
+        raise ValueError(f"{who}: a state with {sorted(saved)} was saved, but {sorted(names[0])} is wanted")
+    for name, value in saved.items():
+        if name == "step":  # a count, kept in float32 on the CPU as PyTorch does
+            _check_number(who, name, value.item() if isinstance(value, Tensor) else value, "[0, inf)")
+            state[name] = torch.tensor(float(value), dtype=torch.float32, device="cpu")
+            continue
+        need_tensors(who, **{name: value})
+        if value.shape != param.shape:
+            raise ValueError(f"{who}: a saved {name} is {tuple(value.shape)}, but its parameter {tuple(param.shape)}")
+        state[name] = _zeros_like(param).copy_(value)
+    return state
+
+# %% ../nbs/06_optim.ipynb #e04d1d72
+def _read_group(
+    who: str,  # names the caller in messages
+    saved: dict[str, Any],  # a group in a state dict
+    own: dict[str, Any],  # the group that it replaces
+    defaults: dict[str, Any],  # each of these options must be in it
+) -> dict[str, Any]:
+    "Return a copy of the saved group, with the own parameters and without PyTorch's switches, or raise."
+    how = "decoupled_weight_decay"  # part of what an optimiser is, and not of its state: it stays what it is
+    group = {name: value for name, value in saved.items() if name not in _SWITCHES}
+    if how in own: group.setdefault(how, own[how])  # older versions of PyTorch do not write it down
+    missing = sorted(defaults.keys() - group.keys())
+    if missing: raise ValueError(f"{who}: {', '.join(missing)} is not in the state dict; is it another optimiser's?")
+    if how in own and group[how] != own[how] and group["weight_decay"] != 0:
+        raise ValueError(f"{who}: {how} is {group[how]} in the state dict, but {own[how]} here")
+    group = {**copy.deepcopy({**group, "params": None}), "params": own["params"]}
+    if how in own: group[how] = own[how]
+    _check_options(who, group)
+    return group
+
+# %% ../nbs/06_optim.ipynb #ff9e1414
+class _Remembers(_Groups):
+    "Groups, and a state for each parameter, which can be saved and loaded."
+
+    _state_names: tuple[set, set] | None = None  # what a state always has, and what it may have; None: anything
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"state": …, "param_groups": …} in torch.optim's form, where each parameter is a number.
+
+        The tensors are the optimiser's own, and the next step changes them: `copy.deepcopy` makes them yours."""
+        number = {p: i for i, p in enumerate(self._params())}
+        groups = [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups]
+        return {"state": {number[p]: dict(s) for p, s in self.state.items() if s}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        "Copy a state dict, of this class or of its namesake in torch.optim; or raise ValueError and change nothing."
+        who, keys = type(self).__name__, {"state", "param_groups"}
+        if not isinstance(state_dict, dict) or not keys <= state_dict.keys():
+            raise ValueError(f"{who}: a state dict is a dict with {sorted(keys)}")
+        saved = state_dict["param_groups"]
+        sizes, own = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
+        if sizes != own: raise ValueError(f"{who}: groups of {sizes} parameters were saved, but here they are of {own}")
+        groups = [_read_group(who, new, old, self.defaults) for new, old in zip(saved, self.param_groups)]
+        param = dict(zip(chain.from_iterable(g["params"] for g in saved), self._params()))
+        if len(param) != sum(own) or not state_dict["state"].keys() <= param.keys():
+            raise ValueError(f"{who}: the numbers of the parameters in the state dict do not fit together")
+        states = {param[i]: _read_state(who, s, param[i], self._state_names) for i, s in state_dict["state"].items()}
+        self.param_groups, self.state = groups, defaultdict(dict, states)
+
+# %% ../nbs/06_optim.ipynb #efae71e1
+class Optimizer(_Remembers):
+    """Base of all optimisers, as torch.optim.Optimizer is: a subclass gives its options to __init__ and writes `update`.
+
+    Raises ValueError for no parameters, for one that occurs twice, and for options that are unknown or out of
+    range; TypeError for what is no tensor of floating-point numbers."""
 
     def zero_grad(self) -> None:
         "Set the `.g` of every parameter to None."
@@ -232,73 +245,68 @@ class Optimizer(_SavedOptions):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move every parameter that has a `.g`, in place; the others are left alone, their state too.
-
-        A `.g` of another shape raises ValueError, one of another dtype or device TypeError, before anything moves."""
-        who = type(self).__name__
-        work = [(_with_grads(who, group["params"]), group) for group in self.param_groups]
+        "Move, in place, every parameter that has a `.g`; or raise before anything has moved, if one does not fit."
+        work = [(_with_grads(type(self).__name__, group["params"]), group) for group in self.param_groups]
         for (params, grads), group in work:
             if params: self.update(params, grads, [self.state[p] for p in params], group)
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
-        "Change params and states in place, but not grads. To be written by each optimiser."
+        "Change params and states in place, but not the grads. To be written by each optimiser."
         raise NotImplementedError(f"{type(self).__name__} has no update(self, params, grads, states, group)")
 
-# %% ../nbs/06_optim.ipynb #141bbfd5
+# %% ../nbs/06_optim.ipynb #59f8e7b6
 def _followed(
     params: list[Tensor],  # the parameters
     grads: list[Tensor],  # their gradients, which are not changed
     weight_decay: float,  # this times the parameter is added
     maximize: bool,  # whether to go uphill
 ) -> list[Tensor]:
-    "Return the gradients of what is to be made small: f, or -f for maximize, plus weight_decay / 2 * |param|²."
+    "Return the gradients of what is to be made small: f, or -f, plus weight_decay / 2 · |param|²."
     if maximize: grads = torch._foreach_neg(grads)
     if weight_decay: grads = torch._foreach_add(grads, params, alpha=weight_decay)
     return grads
 
-# %% ../nbs/06_optim.ipynb #d6fc95f0
+# %% ../nbs/06_optim.ipynb #6b2e81b0
 def _shrink(
     tensors: list[Tensor],  # changed in place
     factor: float,  # what they are multiplied by
 ) -> None:
-    "Multiply tensors by a number, in place."
+    "Multiply all the tensors by a number, in place."
     if all(t.dtype == torch.float32 and t.is_cpu for t in tensors):
-        # PyTorch would convert the number to float32 again for each tensor, which takes longer than multiplying
-        torch._foreach_mul_(tensors, torch.tensor(factor, dtype=torch.float32, device="cpu"))
-    else:
-        torch._foreach_mul_(tensors, factor)
+        factor = torch.tensor(factor, dtype=torch.float32, device="cpu")  # once, instead of once for each tensor
+    torch._foreach_mul_(tensors, factor)
 
-# %% ../nbs/06_optim.ipynb #454e8150
+# %% ../nbs/06_optim.ipynb #3e3b76e0
 def _sgd(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
-    "Move params by one step of SGD."
+    "Move params by a step of SGD."
     grads = _followed(params, grads, group["weight_decay"], group["maximize"])
     momentum = group["momentum"]
-    if momentum:
-        velocities = [state.get("momentum_buffer") for state in states]
-        moving = [(v, g) for v, g in zip(velocities, grads) if v is not None]
-        if moving:
-            old, new = map(list, zip(*moving))
-            _shrink(old, momentum)
-            torch._foreach_add_(old, new, alpha=1 - group["dampening"])
-        for i, (state, v) in enumerate(zip(states, velocities)):
-            if v is None: velocities[i] = state["momentum_buffer"] = _zeros_like(params[i]).copy_(grads[i])
+    if momentum != 0:
+        old = [(state["momentum_buffer"], g) for state, g in zip(states, grads) if "momentum_buffer" in state]
+        for p, g, state in zip(params, grads, states):
+            if "momentum_buffer" not in state: state["momentum_buffer"] = _zeros_like(p).copy_(g)
+        if old:
+            velocities, news = map(list, zip(*old))
+            _shrink(velocities, momentum)
+            torch._foreach_add_(velocities, news, alpha=1 - group["dampening"])  # v = momentum · v + (1 - dampening) · g
+        velocities = [state["momentum_buffer"] for state in states]
         grads = torch._foreach_add(grads, velocities, alpha=momentum) if group["nesterov"] else velocities
-    torch._foreach_add_(params, grads, alpha=-group["lr"])
+    torch._foreach_add_(params, grads, alpha=-group["lr"])  # w = w - lr · v
 
-# %% ../nbs/06_optim.ipynb #7d4e3a18
+# %% ../nbs/06_optim.ipynb #cd9c06b9
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if asked: torch.optim.SGD's arguments, defaults and numbers.
 
-    Sources: Polyak (1964) for momentum; Sutskever et al. (2013), section 2, for Nesterov's in deep learning."""
+    Sources: B. Polyak (1964) for momentum; Y. Nesterov (1983), in the form of I. Sutskever et al. (2013), section 2."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, …}
+        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size
         momentum: float = 0,  # share of the velocity that is left after a step
-        dampening: float = 0,  # share of the gradient that the velocity does not take up
+        dampening: float = 0,  # share of each gradient but the first that the velocity does not take up
         weight_decay: float = 0,  # this times the parameter is added to its gradient
-        nesterov: bool = False,  # follow the gradient of a point ahead; needs momentum and no dampening
+        nesterov: bool = False,  # go by the gradient of the point ahead; needs a momentum, and no dampening
         *,
         maximize: bool = False,  # go uphill
     ):
@@ -307,20 +315,16 @@ class SGD(Optimizer):
 
     _state_names = {"momentum_buffer"}, set()
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ValueError("SGD: nesterov needs a momentum above 0 and a dampening of 0")
-
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+        "Change params and states in place by a step of SGD."
         _sgd(params, grads, states, group)
 
-# %% ../nbs/06_optim.ipynb #b69bddcf
+# %% ../nbs/06_optim.ipynb #af61db69
 _ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
 
 
 def _count(states: list[dict]) -> list[float]:
-    "Return the number of each parameter's step, from 1 on, and keep it in state['step'] as torch does."
+    "Return which step this is for each parameter, from 1 on; it is kept in state['step'], as PyTorch does."
     for state in states:
         if "step" not in state: state["step"] = _zeros_like(_ONE)
     steps = [state["step"] for state in states]
@@ -329,46 +333,48 @@ def _count(states: list[dict]) -> list[float]:
 
 
 def _averages(name: str, states: list[dict], params: list[Tensor]) -> list[Tensor]:
-    "Return the tensors called `name` in the states; zeros where there is none yet."
+    "Return the tensors called `name` in the states; they begin as zeros."
     for state, p in zip(states, params):
         if name not in state: state[name] = _zeros_like(p)
     return [state[name] for state in states]
 
-# %% ../nbs/06_optim.ipynb #ece159e6
+# %% ../nbs/06_optim.ipynb #af79e5b3
 def _rmsprop(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
-    "Move params by one step of RMSprop."
+    "Move params by a step of RMSprop."
     grads = _followed(params, grads, group["weight_decay"], group["maximize"])
     lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
-    _count(states)  # not needed, but part of torch's state
+    _count(states)  # nothing here needs it, but it is part of PyTorch's state
     square = _averages("square_avg", states, params)
     _shrink(square, alpha)
-    torch._foreach_addcmul_(square, grads, grads, value=1 - alpha)
+    torch._foreach_addcmul_(square, grads, grads, value=1 - alpha)  # v = alpha · v + (1 - alpha) · g²
     if group["centered"]:
         mean = _averages("grad_avg", states, params)
         torch._foreach_lerp_(mean, grads, 1 - alpha)
-        square = torch._foreach_addcmul(square, mean, mean, value=-1)
-    scale = torch._foreach_sqrt(square)
+        scale = torch._foreach_addcmul(square, mean, mean, value=-1)  # v - mean²: the variance
+        torch._foreach_sqrt_(scale)
+    else:
+        scale = torch._foreach_sqrt(square)
     torch._foreach_add_(scale, group["eps"])
-    if momentum:
+    if momentum > 0:
         velocities = _averages("momentum_buffer", states, params)
         _shrink(velocities, momentum)
         torch._foreach_addcdiv_(velocities, grads, scale)
         torch._foreach_add_(params, velocities, alpha=-lr)
     else:
-        torch._foreach_addcdiv_(params, grads, scale, value=-lr)
+        torch._foreach_addcdiv_(params, grads, scale, value=-lr)  # w = w - lr · g / (√v + eps)
 
-# %% ../nbs/06_optim.ipynb #ec4da39d
+# %% ../nbs/06_optim.ipynb #aedbfe60
 class RMSprop(Optimizer):
-    """RMSprop: each number's step is divided by the size that its gradients usually have.
+    """Gradient descent in which each number's step is divided by the typical size of its gradients.
 
-    torch.optim.RMSprop's arguments, defaults and numbers. Sources: Tieleman and Hinton (2012), lecture 6.5 of
-    their course on neural networks; Graves (2013), section 4.2, for the centred form."""
+    torch.optim.RMSprop's arguments, defaults and numbers. Sources: T. Tieleman and G. Hinton, Neural Networks for
+    Machine Learning (2012), lecture 6.5; A. Graves (2013), equations 38 to 45, for the centred form."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, …}
-        lr: float = 1e-2,  # step size
-        alpha: float = 0.99,  # share of the average square that is left after a step
+        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
+        lr: float = 1e-2,  # step size: about how far a number moves in a step
+        alpha: float = 0.99,  # share of the mean square that is left after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
         weight_decay: float = 0,  # this times the parameter is added to its gradient
         momentum: float = 0,  # share of the velocity that is left after a step
@@ -382,20 +388,21 @@ class RMSprop(Optimizer):
     _state_names = {"step", "square_avg"}, {"momentum_buffer", "grad_avg"}
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+        "Change params and states in place by a step of RMSprop."
         _rmsprop(params, grads, states, group)
 
-# %% ../nbs/06_optim.ipynb #214cddba
+# %% ../nbs/06_optim.ipynb #d69d7fa4
 def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
-    "Move params by one step of Adam, or of AdamW where group['decoupled_weight_decay'] is true."
+    "Move params by a step of Adam, or of AdamW if group['decoupled_weight_decay'] is true."
     lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
     decoupled = group["decoupled_weight_decay"]
     grads = _followed(params, grads, 0 if decoupled else weight_decay, group["maximize"])
     if decoupled and weight_decay: torch._foreach_add_(params, params, alpha=-lr * weight_decay)
     steps = _count(states)
     mean, square = _averages("exp_avg", states, params), _averages("exp_avg_sq", states, params)
-    torch._foreach_lerp_(mean, grads, 1 - beta1)
+    torch._foreach_lerp_(mean, grads, 1 - beta1)  # m = beta1 · m + (1 - beta1) · g
     _shrink(square, beta2)
-    torch._foreach_addcmul_(square, grads, grads, value=1 - beta2)
+    torch._foreach_addcmul_(square, grads, grads, value=1 - beta2)  # v = beta2 · v + (1 - beta2) · g²
     if group["amsgrad"]:
         largest = _averages("max_exp_avg_sq", states, params)
         torch._foreach_maximum_(largest, square)
@@ -406,24 +413,24 @@ def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict], group: 
     torch._foreach_add_(scale, [group["eps"] * c2 for c2 in correction2])
     torch._foreach_addcdiv_(params, mean, scale, [-lr * c2 / c1 for c1, c2 in zip(correction1, correction2)])
 
-# %% ../nbs/06_optim.ipynb #58a3823d
+# %% ../nbs/06_optim.ipynb #71987c51
 class Adam(Optimizer):
-    """Adam: momentum, divided by the size that the gradients usually have, both corrected for starting at zero.
+    """Momentum, divided by the typical size of the gradients, both corrected for beginning at zero.
 
-    torch.optim.Adam's arguments, defaults and numbers. Sources: Kingma and Ba (2015), algorithm 1, with the order
-    of computation of the end of section 2; Reddi et al. (2018), algorithm 2, for amsgrad."""
+    torch.optim.Adam's arguments, defaults and numbers. Sources: D. Kingma and J. Ba (2015), algorithm 1, in the order
+    of computation at the end of section 2; S. Reddi et al. (2018), algorithm 2, for amsgrad."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, …}
+        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size: about how far a number moves in a step
-        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left
+        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
         weight_decay: float = 0,  # this times the parameter is added to its gradient
         amsgrad: bool = False,  # divide by the largest mean square so far
         *,
         maximize: bool = False,  # go uphill
-        decoupled_weight_decay: bool = False,  # shrink the parameter instead of adding to its gradient: AdamW
+        decoupled_weight_decay: bool = False,  # let weight_decay shrink the parameter itself: AdamW
     ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
                                       maximize=maximize, decoupled_weight_decay=decoupled_weight_decay))
@@ -431,33 +438,34 @@ class Adam(Optimizer):
     _state_names = {"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+        "Change params and states in place by a step of Adam."
         _adam(params, grads, states, group)
 
-# %% ../nbs/06_optim.ipynb #52116df6
+# %% ../nbs/06_optim.ipynb #82754471
 class AdamW(Adam):
-    """Adam with decoupled weight decay: each step also shrinks the parameters by the factor 1 - lr * weight_decay.
+    """Adam with decoupled weight decay: each step also multiplies the parameters by 1 - lr · weight_decay.
 
-    torch.optim.AdamW's arguments, defaults and numbers. Source: Loshchilov and Hutter (2019), algorithm 2."""
+    torch.optim.AdamW's arguments, defaults and numbers. Source: I. Loshchilov and F. Hutter (2019), algorithm 2."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, …}
+        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size: about how far a number moves in a step
-        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left
+        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
-        weight_decay: float = 1e-2,  # lr times this is the share that a parameter loses in each step
+        weight_decay: float = 1e-2,  # times lr: the share that a parameter loses in each step
         amsgrad: bool = False,  # divide by the largest mean square so far
         *,
         maximize: bool = False,  # go uphill
     ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
 
-# %% ../nbs/06_optim.ipynb #6114a580
+# %% ../nbs/06_optim.ipynb #366f2834
 class _Steps:
-    "What every schedule does in each step."
+    "What every schedule does in a step: `get_lr` says what the lr is, here it is set."
 
     def step(self) -> None:
-        "Go on by one step: to be called after the optimiser's."
+        "Go on by one step and set the lr; to be called after the optimiser's step."
         self._go_to(self.last_epoch + 1)
 
     def _go_to(self, epoch: int) -> None:
@@ -465,7 +473,7 @@ class _Steps:
         before, self.last_epoch = self.last_epoch, epoch
         try:
             who, lrs, groups = type(self).__name__, self.get_lr(), self.optimizer.param_groups
-            if len(lrs) != len(groups): raise ValueError(f"{who}: made for {len(lrs)} groups, but now there are {len(groups)}")
+            if len(lrs) != len(groups): raise ValueError(f"{who}: made for {len(lrs)} groups, but there are {len(groups)}")
             for lr in lrs: _check_number(who, "lr", lr, "(-inf, inf)")
         except BaseException:
             self.last_epoch = before
@@ -473,13 +481,18 @@ class _Steps:
         for group, lr in zip(groups, lrs): group["lr"] = lr
         self._last_lr = lrs
 
-# %% ../nbs/06_optim.ipynb #f93cbcb2
-class _Schedule(_Steps):
-    "Where a schedule is, saved and restored."
+    def get_last_lr(self) -> list[float]:
+        "Return the lr of each group, as it was set last."
+        return list(self._last_lr)
+
+# %% ../nbs/06_optim.ipynb #9e083a6c
+class _SavedSteps(_Steps):
+    "Steps, and where they have got to, saved and loaded."
 
     def state_dict(self) -> dict[str, Any]:
-        "Return where the schedule is and its numbers; neither the optimiser nor functions are in it."
-        return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas", "_schedulers")})
+        "Return where the schedule is, and its numbers; the optimiser and functions are left out."
+        left_out = ("optimizer", "lr_lambdas", "_schedulers")
+        return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in left_out})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         "Take over what `state_dict` returned, and set the lr accordingly; or raise and change nothing."
@@ -494,49 +507,50 @@ class _Schedule(_Steps):
     def _load(self, state_dict: dict[str, Any]) -> None:
         who, own = type(self).__name__, self.state_dict().keys()
         if not isinstance(state_dict, dict) or not own <= state_dict.keys():
-            raise ValueError(f"{who}: the state dict of a schedule like this has {sorted(own)}")
+            raise ValueError(f"{who}: the state dict of such a schedule has {sorted(own)}")
         _check_number(who, "last_epoch", state_dict["last_epoch"], "[0, inf)")
         self.__dict__.update(copy.deepcopy({name: state_dict[name] for name in own - {"_schedulers"}}))
 
-# %% ../nbs/06_optim.ipynb #ab6ed381
-class LRScheduler(_Schedule):
-    """Base of all schedules: lr as a function of the number of steps made, `last_epoch`.
+# %% ../nbs/06_optim.ipynb #1ee31b41
+def _groups_of(who: str, optimizer: Any) -> list[dict[str, Any]]:
+    "Return the groups of an optimiser, or raise TypeError if it is none."
+    if not isinstance(optimizer, Optimizer): raise TypeError(f"{who}: a {type(optimizer).__name__} is no Optimizer")
+    return optimizer.param_groups
 
-    A subclass writes `get_lr`. The lr that a group has when its first schedule is made is the base of all of them."""
+
+class LRScheduler(_SavedSteps):
+    """Base of all schedules, as torch's LRScheduler is: a subclass writes `get_lr`, from `base_lrs` and `last_epoch`.
+
+    `last_epoch` counts the steps made. The base of a group is the lr that it had when its first schedule was made."""
 
     def __init__(
         self,
-        optimizer: Optimizer,  # whose lr is set, now and at each step()
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        optimizer: Optimizer,  # whose lr is set, now and at each step
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
-        who = type(self).__name__
-        if not isinstance(optimizer, Optimizer): raise TypeError(f"{who}: {type(optimizer).__name__} is no Optimizer")
-        for i, group in enumerate(optimizer.param_groups):
+        who, groups = type(self).__name__, _groups_of(type(self).__name__, optimizer)
+        for group in groups:
             if last_epoch == -1: group.setdefault("initial_lr", group["lr"])
-            elif "initial_lr" not in group: raise ValueError(f"{who}: to go on from a step, group {i} needs its initial_lr")
+            elif "initial_lr" not in group: raise ValueError(f"{who}: a group has no initial_lr to go on from")
         self.optimizer, self.last_epoch = optimizer, last_epoch
-        self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        self.base_lrs = [group["initial_lr"] for group in groups]
         self.step()
 
     def get_lr(self) -> list[float]:
         "Return the lr of each group at `last_epoch`. To be written by each schedule."
         raise NotImplementedError(f"{type(self).__name__} has no get_lr(self)")
 
-    def get_last_lr(self) -> list[float]:
-        "Return the lr of each group, as it was set last."
-        return list(self._last_lr)
-
-# %% ../nbs/06_optim.ipynb #55d2c1f7
+# %% ../nbs/06_optim.ipynb #40c555bd
 class LambdaLR(LRScheduler):
-    """lr = base · lr_lambda(steps): torch's LambdaLR. A state dict does not hold the function."""
+    """lr = base · lr_lambda(steps), as torch's LambdaLR. The function is not in the state dict."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
-        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],  # from steps to a factor; one, or one per group
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],  # steps to factor; one, or one per group
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
-        n = len(optimizer.param_groups)
+        n = len(_groups_of("LambdaLR", optimizer))
         self.lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, Sequence) else [lr_lambda] * n
         if len(self.lr_lambdas) != n: raise ValueError(f"LambdaLR: {len(self.lr_lambdas)} functions for {n} groups")
         super().__init__(optimizer, last_epoch)
@@ -545,22 +559,22 @@ class LambdaLR(LRScheduler):
         "Return base · lr_lambda(last_epoch) for each group."
         return [base * f(self.last_epoch) for base, f in zip(self.base_lrs, self.lr_lambdas)]
 
-# %% ../nbs/06_optim.ipynb #67a4124f
+# %% ../nbs/06_optim.ipynb #2e27d191
 def _check_count(who: str, name: str, value: Any) -> None:
-    "Raise unless value is a whole number of at least 1."
+    "Return nothing, or raise ValueError unless value is a whole number of at least 1."
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{who}: {name} is {value!r}, but a whole number of at least 1 is wanted")
 
 
 class ConstantLR(LRScheduler):
-    """lr = base · factor for total_iters steps, then base: torch's ConstantLR."""
+    """lr = base · factor for total_iters steps, then base; as torch's ConstantLR."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
         factor: float = 1 / 3,  # from 0 to 1
-        total_iters: int = 5,  # steps with the factor
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        total_iters: int = 5,  # how many steps it holds
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         _check_number("ConstantLR", "factor", factor, "[0, 1]")
         _check_count("ConstantLR", "total_iters", total_iters)
@@ -568,19 +582,19 @@ class ConstantLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        "Return base · factor before step total_iters, and base from it on."
+        "Return base · factor before step total_iters, and base from there on."
         return [base * (self.factor if self.last_epoch < self.total_iters else 1) for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #8b96dca4
+# %% ../nbs/06_optim.ipynb #a1cbde51
 class StepLR(LRScheduler):
-    """lr = base · gamma^(steps // step_size): torch's StepLR."""
+    """lr = base · gamma^(steps // step_size), as torch's StepLR."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
         step_size: int,  # steps from one drop to the next
-        gamma: float = 0.1,  # factor at each drop
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        gamma: float = 0.1,  # factor of each drop
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         _check_count("StepLR", "step_size", step_size)
         _check_number("StepLR", "gamma", gamma, "[0, inf)")
@@ -591,17 +605,17 @@ class StepLR(LRScheduler):
         "Return base · gamma^(last_epoch // step_size) for each group."
         return [base * self.gamma ** (self.last_epoch // self.step_size) for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #693cbbf8
+# %% ../nbs/06_optim.ipynb #5f79847c
 class LinearLR(LRScheduler):
-    """lr = base times a factor that goes in a straight line from start_factor to end_factor: torch's LinearLR."""
+    """lr = base · factor, and the factor goes in a straight line from start to end, then stays; as torch's LinearLR."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
         start_factor: float = 1 / 3,  # above 0, up to 1
         end_factor: float = 1.0,  # from 0 to 1
-        total_iters: int = 5,  # steps until end_factor is reached
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        total_iters: int = 5,  # steps from start to end
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         _check_number("LinearLR", "start_factor", start_factor, "(0, 1]")
         _check_number("LinearLR", "end_factor", end_factor, "[0, 1]")
@@ -610,22 +624,22 @@ class LinearLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        "Return base times the factor at last_epoch for each group."
+        "Return base · (start_factor + (end_factor - start_factor) · share of the way) for each group."
         share = min(self.last_epoch, self.total_iters) / self.total_iters
         return [base * (self.start_factor + (self.end_factor - self.start_factor) * share) for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #0b6631ac
+# %% ../nbs/06_optim.ipynb #8ce89f81
 class CosineAnnealingLR(LRScheduler):
-    """lr falls from base to eta_min along half a cosine, in T_max steps: torch's CosineAnnealingLR.
+    """lr falls from base to eta_min along half a cosine in T_max steps, as torch's CosineAnnealingLR.
 
-    After T_max it rises again, in T_max steps. Source: Loshchilov and Hutter (2017), equation 5, without restarts."""
+    Beyond T_max it rises again. Source: I. Loshchilov and F. Hutter (2017), equation 5, without the restarts."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
         T_max: int,  # steps from the top to the bottom
         eta_min: float = 0.0,  # the lr at the bottom
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         _check_number("CosineAnnealingLR", "T_max", T_max, "(0, inf)")
         _check_number("CosineAnnealingLR", "eta_min", eta_min, "[0, inf)")
@@ -637,22 +651,22 @@ class CosineAnnealingLR(LRScheduler):
         height = (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
         return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #a85380ff
+# %% ../nbs/06_optim.ipynb #cb8cdf56
 class SequentialLR(LRScheduler):
-    """One schedule after another, each from its own step 0 on: torch's SequentialLR."""
+    """One schedule after another, each from its own step 0 on; as torch's SequentialLR."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
         schedulers: Sequence[LRScheduler],  # in order, made for the same optimiser
         milestones: Sequence[int],  # the steps at which the second, the third … begins
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         n, self._schedulers, self._milestones = len(schedulers), list(schedulers), list(milestones)
-        if not all(isinstance(s, LRScheduler) and s.optimizer is optimizer for s in schedulers):
+        if n == 0 or not all(isinstance(s, LRScheduler) and s.optimizer is optimizer for s in schedulers):
             raise ValueError("SequentialLR: schedules of the same optimiser are wanted")
         if len(milestones) != n - 1 or any(b <= a for a, b in zip([0, *milestones], milestones)):
-            raise ValueError(f"SequentialLR: {n} schedules, milestones {milestones}: {n - 1} are wanted, rising, above 0")
+            raise ValueError(f"SequentialLR: {n} schedules need {n - 1} milestones, above 0 and rising, not {milestones}")
         super().__init__(optimizer, last_epoch)
 
     def _go_to(self, epoch: int) -> None:
@@ -661,22 +675,21 @@ class SequentialLR(LRScheduler):
         self.last_epoch, self._last_lr = epoch, self._schedulers[i].get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        "Return where the schedule and each of its parts is."
+        "Return where the schedule is, and the state of each of its parts."
         return {**super().state_dict(), "_schedulers": [s.state_dict() for s in self._schedulers]}
 
     def _load(self, state_dict: dict[str, Any]) -> None:
         super()._load(state_dict)
-        if len(state_dict["_schedulers"]) != len(self._schedulers): raise ValueError("SequentialLR: other schedules were saved")
         for s, part in zip(self._schedulers, state_dict["_schedulers"]): s._load(part)
 
-# %% ../nbs/06_optim.ipynb #b1ab6462
+# %% ../nbs/06_optim.ipynb #aafead0d
 def _one_cycle(
     step: int,  # from 0 on
     total_steps: int,  # of the whole cycle
     pct_start: float,  # share of the steps on the way up
-    three_phase: bool,  # go down as one came up, and then on to the lowest point
+    three_phase: bool,  # come down as far as it went up, and then go on to the end
 ) -> tuple[str, str, float]:
-    "Return between which two points of the cycle (initial, max, min) a step is, and how far it is on its way."
+    "Return between which two of the points initial, max and min a step is, and how far it is on its way."
     peak, end = pct_start * total_steps - 1, total_steps - 1
     phases = [(peak, "initial", "max"), (end, "max", "min")]
     if three_phase: phases[1:] = [(2 * peak, "max", "initial"), (end, "initial", "min")]
@@ -688,31 +701,30 @@ def _one_cycle(
 
 
 def _per_group(
-    who: str,  # names the caller in messages
     name: str,  # of the argument
     value: float | Sequence[float],  # one for all groups, or one per group
     n_groups: int,  # how many there are
 ) -> list[float]:
-    "Return one number per group."
+    "Return one number per group, or raise."
     values = list(value) if isinstance(value, Sequence) else [value] * n_groups
-    if len(values) != n_groups: raise ValueError(f"{who}: {len(values)} values as {name} for {n_groups} groups")
-    for v in values: _check_number(who, name, v, "[0, inf)")
+    if len(values) != n_groups: raise ValueError(f"OneCycleLR: {len(values)} values as {name} for {n_groups} groups")
+    for v in values: _check_number("OneCycleLR", name, v, "[0, inf)")
     return values
 
-# %% ../nbs/06_optim.ipynb #ac773135
+# %% ../nbs/06_optim.ipynb #c6403b8c
 class _Cycle(LRScheduler):
-    "lr and momentum between three points: initial, max and min."
-
-    def get_lr(self) -> list[float]:
-        "Return the lr of each group at `last_epoch`."
-        if self.last_epoch > self.total_steps:
-            raise ValueError(f"OneCycleLR: step {self.last_epoch}, but the cycle has {self.total_steps} steps")
-        return [self._between(points) for points in self.lrs]
+    "lr and momentum, on their way between the three points that each group has for them: initial, max and min."
 
     def _between(self, points: dict[str, float]) -> float:
         a, b, share = _one_cycle(self.last_epoch, self.total_steps, self.pct_start, self.three_phase)
         if self.anneal_strategy == "linear": return points[a] + (points[b] - points[a]) * share
         return points[b] + (points[a] - points[b]) / 2 * (1 + math.cos(math.pi * share))
+
+    def get_lr(self) -> list[float]:
+        "Return the lr of each group at `last_epoch`. ValueError beyond the end of the cycle."
+        if self.last_epoch > self.total_steps:
+            raise ValueError(f"OneCycleLR: step {self.last_epoch} of a cycle that has {self.total_steps} steps")
+        return [self._between(points) for points in self.lrs]
 
     def _go_to(self, epoch: int) -> None:
         super()._go_to(epoch)
@@ -721,20 +733,43 @@ class _Cycle(LRScheduler):
             if "betas" in group: group["betas"] = (momentum, group["betas"][1])
             else: group["momentum"] = momentum
 
-    def _set_points(self, optimizer: Optimizer, max_lr, div_factor, final_div_factor, cycle_momentum, base, top) -> None:
-        n = len(optimizer.param_groups)
-        if cycle_momentum and not optimizer.defaults.keys() & {"momentum", "betas"}:
-            raise ValueError("OneCycleLR: the optimiser has no momentum to cycle; cycle_momentum=False leaves it alone")
-        self.lrs = [{"initial": m / div_factor, "max": m, "min": m / div_factor / final_div_factor}
-                    for m in _per_group("OneCycleLR", "max_lr", max_lr, n)]
-        pairs = zip(_per_group("OneCycleLR", "base_momentum", base, n), _per_group("OneCycleLR", "max_momentum", top, n))
-        self.momenta = [{"initial": high, "max": low, "min": high} for low, high in pairs] if cycle_momentum else []
+# %% ../nbs/06_optim.ipynb #d931e953
+def _cycle_length(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> int:
+    "Return the number of steps, given as such or as epochs and steps per epoch; or raise ValueError."
+    if total_steps is None:
+        if epochs is None or steps_per_epoch is None:
+            raise ValueError("OneCycleLR: total_steps is wanted, or epochs and steps_per_epoch")
+        _check_count("OneCycleLR", "epochs", epochs)
+        _check_count("OneCycleLR", "steps_per_epoch", steps_per_epoch)
+        total_steps = epochs * steps_per_epoch
+    _check_count("OneCycleLR", "total_steps", total_steps)
+    return total_steps
 
-# %% ../nbs/06_optim.ipynb #c902b072
+
+def _check_cycle(pct_start: float, anneal_strategy: str, div_factor: float, final_div_factor: float) -> None:
+    "Return nothing, or raise ValueError for what is out of range."
+    _check_number("OneCycleLR", "pct_start", pct_start, "[0, 1]")
+    _check_number("OneCycleLR", "div_factor", div_factor, "(0, inf)")
+    _check_number("OneCycleLR", "final_div_factor", final_div_factor, "(0, inf)")
+    if anneal_strategy not in ("cos", "linear"):
+        raise ValueError(f"OneCycleLR: anneal_strategy is {anneal_strategy!r}, but 'cos' or 'linear' is wanted")
+
+# %% ../nbs/06_optim.ipynb #5a375841
+def _cycle_momenta(
+    optimizer: Optimizer,  # whose momentum, or first beta, is cycled
+    base_momentum: float | Sequence[float],  # where lr is highest
+    max_momentum: float | Sequence[float],  # where lr is lowest
+) -> list[dict[str, float]]:
+    "Return the three points of each group's momentum, or raise ValueError for an optimiser without one."
+    if not optimizer.defaults.keys() & {"momentum", "betas"}:
+        raise ValueError("OneCycleLR: the optimiser has no momentum to cycle; cycle_momentum=False leaves it alone")
+    n = len(optimizer.param_groups)
+    lows, highs = _per_group("base_momentum", base_momentum, n), _per_group("max_momentum", max_momentum, n)
+    return [{"initial": high, "max": low, "min": high} for low, high in zip(lows, highs)]
+
+# %% ../nbs/06_optim.ipynb #9aa5038f
 class OneCycleLR(_Cycle):
-    """lr goes up to max_lr and down to almost nothing, momentum the other way: torch's OneCycleLR.
-
-    Source: Smith and Topin (2019), section 3; two phases instead of three are fast.ai's."""
+    """lr goes up to max_lr, then down to almost nothing; momentum the other way: torch's, after L. Smith (2018), section 4."""
 
     def __init__(
         self,
@@ -744,66 +779,171 @@ class OneCycleLR(_Cycle):
         epochs: int | None = None,  # passes over the data
         steps_per_epoch: int | None = None,  # batches in each
         pct_start: float = 0.3,  # share of the steps on the way up
-        anneal_strategy: str = "cos",  # "cos", or "linear" for straight lines
+        anneal_strategy: str = "cos",  # or "linear", for straight lines
         cycle_momentum: bool = True,  # whether momentum goes the other way
         base_momentum: float | Sequence[float] = 0.85,  # momentum where lr is highest
-        max_momentum: float | Sequence[float] = 0.95,  # momentum at the beginning and at the end
+        max_momentum: float | Sequence[float] = 0.95,  # momentum where lr is lowest
         div_factor: float = 25.0,  # lr begins at max_lr / div_factor
-        final_div_factor: float = 1e4,  # and ends at this part of where it began
-        three_phase: bool = False,  # come down as far as it went up, then on to the end
-        last_epoch: int = -1,  # steps made before, less one; -1 begins at the beginning
+        final_div_factor: float = 1e4,  # and ends at what it began with, divided by this
+        three_phase: bool = False,  # come down as far as it went up, and then go on to the end
+        last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
+        highest = _per_group("max_lr", max_lr, len(_groups_of("OneCycleLR", optimizer)))
+        _check_cycle(pct_start, anneal_strategy, div_factor, final_div_factor)
         self.total_steps = _cycle_length(total_steps, epochs, steps_per_epoch)
         self.pct_start, self.three_phase, self.anneal_strategy = pct_start, three_phase, anneal_strategy
-        _check_cycle(pct_start, anneal_strategy, div_factor, final_div_factor)
-        self._set_points(optimizer, max_lr, div_factor, final_div_factor, cycle_momentum, base_momentum, max_momentum)
-        for group, points in zip(optimizer.param_groups, self.lrs):
-            if last_epoch == -1: group["initial_lr"] = points["initial"]
+        self.momenta = _cycle_momenta(optimizer, base_momentum, max_momentum) if cycle_momentum else []
+        self.lrs = [{"initial": m / div_factor, "max": m, "min": m / div_factor / final_div_factor} for m in highest]
+        for group, lr in zip(optimizer.param_groups, self.lrs): group["initial_lr"] = lr["initial"]
         super().__init__(optimizer, last_epoch)
 
-# %% ../nbs/06_optim.ipynb #a2cd7ed4
-def _check_cycle(pct_start, anneal_strategy, div_factor, final_div_factor): pass
-def _cycle_length(total_steps, epochs, steps_per_epoch): return total_steps if total_steps is not None else epochs * steps_per_epoch
+# %% ../nbs/06_optim.ipynb #df240d96
+def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    "Return the moving average at each of the values, corrected for beginning at zero."
+    mean, smooth = 0.0, []
+    for t, value in enumerate(values, start=1):
+        mean = keep * mean + (1 - keep) * value
+        smooth.append(mean / (1 - keep**t))
+    return smooth
 
-# %% ../nbs/06_optim.ipynb #59c18439
+
 class LRFind(NamedTuple):
-    """What `lr_find` found: the lrs that it tried, the loss before the step with each, and an lr to begin with."""
-    lrs: list[float]  # rising
-    losses: list[float]  # as many
-    suggestion: float | None  # None: the loss never fell
+    """What `lr_find` found; `plot()` draws it."""
 
-# %% ../nbs/06_optim.ipynb #2055c4e8
+    lrs: list[float]  # the learning rates that were tried, rising
+    losses: list[float]  # the loss at each, before the step with it
+    suggestion: float | None  # a tenth of the lr at which the smoothed loss was lowest; None: it never fell
+
+    def plot(self, ax: Any = None) -> Any:
+        "Return the axes with the losses over the learning rates, their smoothed curve, and the suggestion."
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        ax.semilogx(self.lrs, self.losses, ".", color="0.6", label="loss of the batch")
+        ax.semilogx(self.lrs, _smooth(self.losses), "-", color="#0072B2", label="smoothed")
+        if self.suggestion is not None:
+            ax.axvline(self.suggestion, color="#D55E00", linestyle="--", label=f"suggestion: {self.suggestion:.2g}")
+        ax.set(xlabel="learning rate", ylabel="loss")
+        ax.legend()
+        return ax
+
+# %% ../nbs/06_optim.ipynb #97f56bfc
+@contextmanager
+def _put_back(optimizer: Optimizer, model: Any, data: Any) -> Iterator[None]:
+    "Return a context that leaves parameters, `.g`, buffers, optimiser and random numbers as they were before it."
+    more = model.parameters() if hasattr(model, "parameters") else ()
+    params = {id(p): p for p in chain(optimizer._params(), more)}.values()
+    before = [(p, p.detach().clone(), getattr(p, "g", None)) for p in params]
+    buffers = copy.deepcopy(model.state_dict()) if hasattr(model, "load_state_dict") else None
+    state, groups = optimizer.state, [dict(group) for group in optimizer.param_groups]
+    optimizer.state = defaultdict(dict, {p: {name: t.clone() for name, t in s.items()} for p, s in state.items()})
+    generator = getattr(data, "generator", None)
+    random_state = generator.get_state() if isinstance(generator, torch.Generator) else None
+    for p in params: p.g = None
+    with torch.random.fork_rng(devices={p.device.index for p in params if p.is_cuda}):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value, g in before:
+                    p.copy_(value)
+                    p.g = g
+            if buffers is not None: model.load_state_dict(buffers)
+            optimizer.state = state
+            for group, old in zip(optimizer.param_groups, groups):
+                group.clear()
+                group.update(old)
+            if random_state is not None: generator.set_state(random_state)
+
+# %% ../nbs/06_optim.ipynb #637b06aa
+def _endless(data: Iterable | None) -> Iterator[tuple]:
+    "Yield the batches of data again and again; empty tuples if there is no data."
+    while data is None: yield ()
+    while True:
+        n = 0
+        for batch in data:
+            n += 1
+            yield tuple(batch)
+        if not n: raise ValueError("lr_find: the data ended; an iterator can be read only once: give a list or a DataLoader")
+
+
+def _loss_and_grads(optimizer: Optimizer, lr: float, model: Any, batch: tuple) -> float:
+    "Return the loss of a batch, and leave its gradients in `.g` and lr in every group."
+    for group in optimizer.param_groups: group["lr"] = lr
+    optimizer.zero_grad()
+    loss = model(*batch)  # without a batch it is a function, which writes the gradients itself
+    if batch: model.backward()
+    return float(loss)
+
+# %% ../nbs/06_optim.ipynb #4439a50d
+def lr_find(
+    optimizer: Optimizer,  # whose lr is wanted
+    model: Any,  # model(*batch) is the loss, model.backward() the way back; without data: a function that does both
+    data: Iterable | None = None,  # batches (x, y); begun again when it ends
+    start_lr: float = 1e-6,  # the first lr that is tried
+    end_lr: float = 10.0,  # the last one
+    num_iter: int = 100,  # how many are tried, at equal ratios
+    stop_factor: float = 4.0,  # stop when the smoothed loss is this many times its lowest
+) -> LRFind:  # lrs, losses, suggestion
+    """Return the losses of a short run in which lr rises from step to step; model and optimiser are left as they were.
+
+    So are torch's random numbers and those of data.generator. Stops early when the loss blows up or is no number, and
+    raises ValueError when the data ends for good. Source: L. Smith (2017), section 3.3."""
+    _check_number("lr_find", "start_lr", start_lr, "(0, inf)")
+    _check_number("lr_find", "end_lr", end_lr, f"({start_lr}, inf)")
+    if not (isinstance(num_iter, int) and num_iter > 1): raise ValueError(f"lr_find: num_iter is {num_iter}, 2 or more are wanted")
+    lrs, losses, smooth, batches = [], [], [], _endless(data)
+    with _put_back(optimizer, model, data):
+        for i in range(num_iter):
+            lr = start_lr * (end_lr / start_lr) ** (i / (num_iter - 1))
+            loss = _loss_and_grads(optimizer, lr, model, next(batches))
+            if not math.isfinite(loss): break
+            lrs, losses = [*lrs, lr], [*losses, loss]
+            smooth = _smooth(losses)
+            if smooth[-1] > min(smooth) + (stop_factor - 1) * abs(min(smooth)): break
+            optimizer.step()
+    lowest = smooth.index(min(smooth)) if smooth else 0
+    return LRFind(lrs, losses, lrs[lowest] / 10 if lowest else None)
+
+# %% ../nbs/06_optim.ipynb #56559267
+def _grads_of(who: str, parameters: Any) -> list[Tensor]:
+    "Return the `.g` of those parameters that have one, or raise; a single tensor counts as a list of one."
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for i, p in enumerate(parameters):
+        if not isinstance(p, Tensor): need_tensors(who, **{f"parameters[{i}]": p})
+    return _with_grads(who, parameters)[1]
+
+# %% ../nbs/06_optim.ipynb #2c16f438
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],  # those without a `.g` count as 0
-    max_norm: float,  # what the norm shall be at most
-    norm_type: float = 2.0,  # p of the p-norm; math.inf: the largest absolute value
+    parameters: Tensor | Iterable[Tensor],  # whose `.g` is clipped; those without one are passed over
+    max_norm: float,  # how long the gradient may be
+    norm_type: float = 2.0,  # p of the p-norm; inf for the largest absolute value
     error_if_nonfinite: bool = False,  # raise RuntimeError if the norm is infinite or NaN, and change nothing
 ) -> Tensor:  # () the norm before clipping
-    """Return the norm of all `.g` together, as if they were one vector, and scale them in place if it is above max_norm.
+    """Return the norm of all `.g`, as if they were one vector, and shorten them in place if it is above max_norm.
 
-    torch.nn.utils.clip_grad_norm_'s numbers. Source: Pascanu et al. (2013), algorithm 1."""
-    who = "clip_grad_norm_"
-    norm_type = float(norm_type)
+    The numbers of torch.nn.utils.clip_grad_norm_. Source: R. Pascanu et al. (2013), algorithm 1."""
+    who, norm_type = "clip_grad_norm_", float(norm_type)
     _check_number(who, "max_norm", max_norm, "[0, inf)")
     if not norm_type > 0: raise ValueError(f"{who}: norm_type is {norm_type}, but a number above 0 is wanted")
-    _, grads = _with_grads(who, _param_list(who, parameters, taken=()))
+    grads = _grads_of(who, parameters)
     if not grads: return torch.tensor(0.0)
     with torch.no_grad():
         norms = torch._foreach_norm(grads, norm_type)
-        total = torch.linalg.vector_norm(torch.stack([norm.to(grads[0].device) for norm in norms]), norm_type)
+        total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]), norm_type)
         if error_if_nonfinite and not total.isfinite():
-            raise RuntimeError(f"{who}: the norm of the gradients is {total.item()}, so there is nothing to clip to")
+            raise RuntimeError(f"{who}: the norm is {total.item()}, so there is no length to clip to")
         share = (max_norm / (total + 1e-6)).clamp(max=1.0)
-        for g in grads: g.mul_(share.to(g.device))
+        for device in {g.device for g in grads}:
+            torch._foreach_mul_([g for g in grads if g.device == device], share.to(device))
     return total
 
-
+# %% ../nbs/06_optim.ipynb #26eb80ad
 def clip_grad_value_(
-    parameters: Tensor | Iterable[Tensor],  # those without a `.g` are left alone
-    clip_value: float,  # the largest absolute value that stays
+    parameters: Tensor | Iterable[Tensor],  # whose `.g` is clipped; those without one are passed over
+    clip_value: float,  # the largest absolute value that may stay
 ) -> None:
-    """Return nothing; cut every number in the `.g` to between -clip_value and clip_value, in place."""
+    """Return nothing; put every number in the `.g` between -clip_value and clip_value, in place."""
     _check_number("clip_grad_value_", "clip_value", clip_value, "[0, inf)")
-    _, grads = _with_grads("clip_grad_value_", _param_list("clip_grad_value_", parameters, taken=()))
     with torch.no_grad():
-        for g in grads: g.clamp_(-clip_value, clip_value)
+        for g in _grads_of("clip_grad_value_", parameters): g.clamp_(-clip_value, clip_value)

@@ -828,12 +828,18 @@ class _Parts(_Access):
         "Go to where the saved run was, or raise and change nothing: see `load`. `fit()` then finishes what it had planned."
         return load(path, self)
 
-# %% ../nbs/07_training.ipynb #f67eb8af
+# %% ../nbs/07_training.ipynb #4da0dac8
 class _Steps(_Parts):
     def _call(self, event: str) -> None:
+        failed = None
         for callback in self.callbacks:
             method = getattr(callback, event, None)
-            if method is not None: method(self)
+            try:
+                if method is not None: method(self)
+            except BaseException as error:
+                if event not in ("after_step", "after_epoch", "after_fit"): raise
+                failed = failed or error  # what has happened has happened: the other callbacks must hear of it too
+        if failed is not None: raise failed
 
     def _begin(self) -> None:
         "Note what a step changes before the weights move, so that it can be taken back."
@@ -848,7 +854,7 @@ class _Steps(_Parts):
         with torch.no_grad():
             state = self.model.state_dict()
             for name, old in self._before.items(): state[name].copy_(old)
-        self.model._forget_since(-1)
+        self.model.forget()
         self.model.zero_grad()
         self._in_step = False
 
@@ -1295,7 +1301,7 @@ def plot_decision_boundary(
         raise ValueError(f"plot_decision_boundary: (n, 2) and (n,) are wanted, but x is {tuple(x.shape)}, y is {tuple(y.shape)}")
     return _draw_boundary(_predictor(model), x.detach().cpu(), y.cpu(), x, ax, steps, title)
 
-# %% ../nbs/07_training.ipynb #a95a70fe
+# %% ../nbs/07_training.ipynb #06d65dae
 def _draw_boundary(
     predict: Callable, points: Tensor, y: Tensor, like: Tensor, ax: Any, steps: int, title: str
 ) -> Any:
@@ -1308,13 +1314,14 @@ def _draw_boundary(
     margin = 0.08 * (high - low).clamp(min=1e-6)
     a, b = (torch.linspace(lo, hi, steps) for lo, hi in zip((low - margin).tolist(), (high + margin).tolist()))
     grid = torch.cartesian_prod(a, b)
-    classes = predict(grid.to(like)).argmax(1).reshape(steps, steps).T.cpu()
+    classes = predict(grid.to(like)).argmax(1).reshape(steps, steps).T.cpu().numpy()
+    a, b, points, y = a.numpy(), b.numpy(), points.float().numpy(), y.numpy()
     n = int(max(classes.max(), y.max())) + 1
     colors = [COLORS[k % 7] for k in range(n)]
     ax.pcolormesh(a, b, classes, cmap=ListedColormap(colors), vmin=-0.5, vmax=n - 0.5, alpha=0.3, rasterized=True)
     for k in range(n):
-        if 0 < (classes == k).sum() < classes.numel():
-            ax.contour(a, b, (classes == k).float(), levels=[0.5], colors="#333333", linewidths=0.8)
+        if 0 < (classes == k).sum() < classes.size:
+            ax.contour(a, b, classes == k, levels=[0.5], colors="#333333", linewidths=0.8)
         ax.scatter(*points[y == k].T, s=16, color=colors[k], marker=MARKERS[k % 7], edgecolor="white", linewidth=0.4, label=f"class {k}")
     ax.set(title=title, xlabel="x₁", ylabel="x₂")
     ax.grid(False)

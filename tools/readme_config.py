@@ -8,6 +8,7 @@ class Readme(Preprocessor):
     """Leaves out hidden cells, nbdev's directives and Quarto's ::: lines; points links at the files as seen from the root."""
 
     def preprocess(self, nb, resources):
+        nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it; code blocks are labelled by it
         nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)]
         for cell in nb.cells:
             if cell.cell_type == "code":
