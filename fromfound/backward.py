@@ -22,7 +22,7 @@ from torch import Tensor
 from .forward import IGNORE_INDEX, check_labels, check_linear, check_same_shape, softmax
 from .matmul import need_floats, need_tensors
 
-# %% ../nbs/03_backward.ipynb #7697caa7
+# %% ../nbs/03_backward.ipynb #cf0176db
 def _indices(t: Tensor) -> Iterator[tuple[int, ...]]:
     "Return the indices of all elements of `t`, in order; the one of a 0-d tensor is ()."
     return itertools.product(*map(range, t.shape))
@@ -30,12 +30,12 @@ def _indices(t: Tensor) -> Iterator[tuple[int, ...]]:
 
 def _moved(f: Callable, x: Tensor, index: tuple[int, ...], step: float) -> tuple[float, float]:
     "Return x[index] + step as it is after rounding, and what `f` makes of a copy of `x` that has it there."
-    x = x.detach().clone()
+    x = x.detach().clone(memory_format=torch.contiguous_format)
     x[index] += step
-    value = f(x)
+    place, value = x[index].item(), f(x)
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"numerical_grad: f must return a single number, not a tensor {tuple(value.shape)}")
-    return x[index].item(), float(value)
+    return place, float(value)
 
 # %% ../nbs/03_backward.ipynb #b0e735f8
 @torch.no_grad()

@@ -1164,23 +1164,35 @@ def _check_alike(
         if len(own) != len(saved): raise ValueError(f"{where} has {len(saved)} entries in the file, but {len(own)} here")
         for i, (a, b) in enumerate(zip(own, saved)): _check_alike(a, b, f"{where}[{i}]")
 
-# %% ../nbs/07_training.ipynb #11d89647
+# %% ../nbs/07_training.ipynb #a0f9fb55
+def _check_opt(
+    name: str,  # of the part
+    own: dict,  # the optimiser's state dict
+    saved: Any,  # what shall take its place; the states of the parameters it checks itself
+) -> None:
+    "Return nothing, or raise ValueError unless the groups of parameters have options of the same kinds."
+    if not isinstance(saved, dict) or saved.keys() != own.keys(): raise ValueError(f"{name} is no optimiser's state")
+    groups = saved["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]): raise ValueError(f"{name} has other groups")
+    for i, (a, b) in enumerate(zip(own["param_groups"], groups)):
+        if not isinstance(b, dict) or a["params"] != b.get("params"): raise ValueError(f"{name} group {i} has other parameters")
+        both = a.keys() & b.keys()  # which options there must be, the optimiser knows
+        _check_alike({k: a[k] for k in both}, {k: b[k] for k in both}, f"{name} group {i}")
+
+# %% ../nbs/07_training.ipynb #e6b7f5e4
 def _check_part(
     name: str,  # of the part
     part: Any,  # what is there
     saved: Any,  # the state that it shall take over
+    model: Any,  # the part of that name, if there is one
 ) -> None:
     "Return nothing, or raise ValueError if one can see without writing anything that the state does not fit."
     if isinstance(part, Generator): _set_generator(Generator(device=part.device), saved)
     elif isinstance(part, (Module, torch.nn.Module, LRScheduler)): _check_alike(part.state_dict(), saved, name)
     elif isinstance(part, Schedule): _check_alike(part.state_dict(), saved, name)
-    elif isinstance(part, Optimizer):
-        if not isinstance(saved, dict) or saved.keys() != {"state", "param_groups"}: raise ValueError(f"{name} is no optimiser's state")
-        own, groups = part.state_dict()["param_groups"], saved["param_groups"]
-        if not isinstance(groups, list) or len(groups) != len(own): raise ValueError(f"{name} has other groups of parameters")
-        for i, (a, b) in enumerate(zip(own, groups)):
-            both = a.keys() & b.keys() if isinstance(b, dict) else {"params"}
-            _check_alike({k: a[k] for k in both}, {k: b[k] for k in both}, f"{name} group {i}")
+    elif isinstance(part, Optimizer): _check_opt(name, part.state_dict(), saved)
+    elif isinstance(part, EarlyStopping) and model is not None and isinstance(saved, dict) and saved.get("weights"):
+        _check_alike(model.state_dict(), saved["weights"], f"{name}.weights")
 
 
 def _put(part: Any, state: Any) -> None:
@@ -1188,7 +1200,7 @@ def _put(part: Any, state: Any) -> None:
     if isinstance(part, Generator): _set_generator(part, state)
     else: part.load_state_dict(state)
 
-# %% ../nbs/07_training.ipynb #713abe1e
+# %% ../nbs/07_training.ipynb #83dcb99f
 def _restore(
     parts: dict[str, Any],  # what shall take over a state, by name
     saved: dict[str, Any],  # the states
@@ -1198,7 +1210,7 @@ def _restore(
         if not (isinstance(part, Generator) or hasattr(part, "load_state_dict")):
             raise TypeError(f"load: nothing can be loaded into {name}, a {type(part).__name__}; leave it out, and load returns it")
         if name not in saved: raise ValueError(f"load: there is no {name!r} in the file, which holds {sorted(saved)}")
-        try: _check_part(name, part, saved[name])
+        try: _check_part(name, part, saved[name], parts.get("model"))
         except ValueError as error: raise ValueError(f"load: {error}") from error
     before = {name: copy.deepcopy(_state_of(part)) for name, part in parts.items()}
     try:
