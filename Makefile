@@ -32,7 +32,9 @@ lab: $(READY)
 	@echo "== Opening JupyterLab on the chapters; Ctrl-C here ends it"
 	@cd nbs && PATH="$(BIN):$$PATH" $(BIN)/jupyter lab $(ROOT_OK) --LabApp.default_url=/lab/tree/index.ipynb $(LAB_ARGS)
 
-# nbdev_test runs with every connection to another machine refused: no chapter needs the network.
+# nbdev_test runs with every connection to another machine refused: no chapter needs the network. One thread for each
+# process: nbdev_test runs one notebook per core, and threads that wait for each other are slower than none.
+test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	@echo "== Every notebook's cells, by nbdev_test, with the network refused"
 	@PATH="$(BIN):$$PATH" PYTHONPATH=tests/offline $(BIN)/nbdev_test --timing

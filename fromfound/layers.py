@@ -56,7 +56,7 @@ _serial = itertools.count()
 # Attributes that belong to calls in progress: a copy of the object does not take them along.
 _TRANSIENT = {"_calls", "_saving", "needs_input_grad", "saved_tensors"}
 
-# %% ../nbs/04_refactor.ipynb #1d215c61
+# %% ../nbs/04_refactor.ipynb #f01f3f11
 def _another(out: Tensor, args: tuple) -> Tensor:
     "Return out or, if it is one of args itself, a new tensor over the same numbers: each needs its own .g."
     for a in args:
@@ -67,7 +67,7 @@ def _another(out: Tensor, args: tuple) -> Tensor:
 def _positional(function: Callable, args: tuple, kwargs: dict) -> tuple:
     "Return all arguments in the order in which function declares them."
     bound = inspect.signature(function).bind(*args, **kwargs)
-    if bound.kwargs: raise TypeError(f"{function.__qualname__}: no keyword-only arguments, please: {list(bound.kwargs)}")
+    if bound.kwargs: raise TypeError(f"{function.__qualname__}: {list(bound.kwargs)} must not be keyword-only")
     return bound.args
 
 # %% ../nbs/04_refactor.ipynb #e4f9d523
@@ -99,12 +99,12 @@ class Forward:
             state["_saving"] = outer
         return out
 
-# %% ../nbs/04_refactor.ipynb #2d6f666a
+# %% ../nbs/04_refactor.ipynb #1781c79b
 class Memory(Forward):
     """What a layer keeps of its calls, and how it lets go of it."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep what `forward` has computed until `bwd` of the same call, which finds it in `self.saved_tensors`."""
+        """Keep what forward has computed until the same call's bwd, which finds it in `self.saved_tensors`."""
         if self.__dict__.get("_saving") is not None and _recording.get(): self.__dict__["_saving"] = tensors
 
     def forget(
@@ -149,7 +149,7 @@ class Gradients(Memory):
         finally:
             state["needs_input_grad"], state["saved_tensors"] = outer
 
-# %% ../nbs/04_refactor.ipynb #6f536631
+# %% ../nbs/04_refactor.ipynb #55efdb9e
 class Backward(Gradients):
     """The way back: `backward` goes back through the kept calls, last in, first out."""
 
@@ -159,8 +159,8 @@ class Backward(Gradients):
     ) -> None:
         """Go back through the last call and let it go: add gradients into the `.g` of inputs and parameters.
 
-        Raises RuntimeError if there is no call to go back through or `out.g` is missing, ValueError if it is of
-        another shape than `out`, TypeError if it is of another dtype. Nothing is written then, and the call stays."""
+        Raises RuntimeError if there is no call to go back through or `out.g` is missing, ValueError if its
+        shape and TypeError if its dtype is not that of out; nothing is written then, and the call stays."""
         if torch.is_grad_enabled():
             with torch.no_grad(): return Backward.backward(self, input_grad)
         calls = self.__dict__.get("_calls")
@@ -175,7 +175,7 @@ class Backward(Gradients):
             calls.append(call)
             raise
 
-# %% ../nbs/04_refactor.ipynb #0c66bb5b
+# %% ../nbs/04_refactor.ipynb #ce7f1867
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     "Yield the parameters and modules that value is or holds in lists, tuples and dicts, with dotted names."
     if isinstance(value, (Parameter, Attributes)): yield name, value
@@ -198,11 +198,11 @@ class Attributes:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(self.__dict__.get(name), Parameter) and not isinstance(value, (Parameter, type(None))):
-            raise TypeError(f"{type(self).__name__}.{name} is a Parameter, and a {type(value).__name__} can't take "
-                            f"its place; to change its numbers, write into it: {name}.data.copy_(...)")
+            raise TypeError(f"{type(self).__name__}.{name} is a Parameter, a {type(value).__name__} can't take its "
+                            f"place; to change its numbers, write into it: {name}.data.copy_(...)")
         super().__setattr__(name, value)
 
-# %% ../nbs/04_refactor.ipynb #0d885045
+# %% ../nbs/04_refactor.ipynb #98785607
 class Tree(Attributes):
     """Modules inside modules."""
 
@@ -227,7 +227,7 @@ class Tree(Attributes):
         yield prefix, self
         for name, m in self._members():
             if isinstance(m, Tree): yield from m.named_modules(_join(prefix, name), remove_duplicate, met)
-        if not remove_duplicate: met.remove(id(self))  # so that met holds only the modules above: no endless circle
+        if not remove_duplicate: met.remove(id(self))  # met holds the modules above: no endless circle
 
     def children(self) -> Iterator["Tree"]: return (m for _, m in self.named_children())
     def modules(self) -> Iterator["Tree"]: return (m for _, m in self.named_modules())
@@ -287,7 +287,7 @@ class Buffers(Parameters):
         places = self.named_modules(remove_duplicate=False)
         return {_join(where, name): t for where, m in places for name, t in m._own_tensors()}
 
-# %% ../nbs/04_refactor.ipynb #98c5ef15
+# %% ../nbs/04_refactor.ipynb #0db91a16
 class Modes(Buffers):
     """Training or not, on which device, in which dtype."""
 
@@ -307,7 +307,7 @@ class Modes(Buffers):
         return self.train(False)
 
     def to(self, *args: Any, **kwargs: Any) -> "Modes":  # self
-        """Move parameters, their `.g` and buffers: to(device), to(dtype), both, or to(tensor) for those of a tensor.
+        """Move parameters, their `.g` and buffers: to(device), to(dtype), to(device, dtype) or to(tensor).
 
         The tensors stay the same objects. A dtype must be one of floats; tensors of integers keep theirs."""
         device, dtype = _device_and_dtype(*args, **kwargs)
@@ -329,7 +329,7 @@ def _device_and_dtype(*args: Any, device: Any = None, dtype: Any = None) -> tupl
         raise TypeError(f"to: a floating-point dtype is wanted, not {dtype}")
     return None if device is None else torch.device(device), dtype
 
-# %% ../nbs/04_refactor.ipynb #fda0ce7c
+# %% ../nbs/04_refactor.ipynb #629f7c00
 class StateDict(Modes):
     """All that a module has learnt, by name."""
 
@@ -343,8 +343,8 @@ class StateDict(Modes):
     ) -> None:
         """Copy the numbers into parameters and buffers, which keep their dtype and device; or change nothing.
 
-        Raises TypeError for what is no dict, or holds what is no tensor of numbers that fit; ValueError with all
-        names that are missing, unexpected or of another shape."""
+        Raises TypeError for what is no dict of tensors of fitting numbers; ValueError with all names that are
+        missing, unexpected or of another shape."""
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"load_state_dict: a dict is wanted, not a {type(state_dict).__name__}")
         own = self._named_tensors()
@@ -356,18 +356,18 @@ class StateDict(Modes):
         with torch.no_grad():
             for name, t in own.items(): t.copy_(state_dict[name])
 
-# %% ../nbs/04_refactor.ipynb #bf8d8730
+# %% ../nbs/04_refactor.ipynb #11cc7593
 def _misfit(name: str, t: Tensor, new: Any) -> list[str]:
-    "Return what is wrong with the shape of new, to be copied into t; TypeError if it is no tensor of such numbers."
+    "Return what is wrong with the shape of new, which is to be copied into t; TypeError for what can't be."
     if not isinstance(new, Tensor):
         raise TypeError(f"load_state_dict: {name} is a {type(new).__name__}, not a tensor")
     if not torch.can_cast(new.dtype, t.dtype) or new.is_meta and not t.is_meta:
-        raise TypeError(f"load_state_dict: {name} is {new.dtype} on {new.device}, which does not go into {t.dtype}")
+        raise TypeError(f"load_state_dict: {name} is {new.dtype} on {new.device}, that can't go into {t.dtype}")
     return [] if new.shape == t.shape else [f"{name} is {tuple(new.shape)} there, {tuple(t.shape)} here"]
 
-# %% ../nbs/04_refactor.ipynb #b74a0e89
+# %% ../nbs/04_refactor.ipynb #297d7fe2
 class Module(StateDict, Backward):
-    """Base of all layers, losses and networks; a subclass writes `forward(self, *args)` and `bwd(self, out, *args)`.
+    """Base of all layers, losses and networks: a subclass writes forward(self, *args) and bwd(self, out, *args).
 
     Parameters and modules are found among its attributes; `super().__init__()` need not be called."""
 
@@ -395,7 +395,7 @@ def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     # With few columns in x the same product is several times faster when it is written the other way round.
     return (x.T @ g).T.contiguous() if 1 < x.shape[1] < 12 else g.T @ x
 
-# %% ../nbs/04_refactor.ipynb #68d9567a
+# %% ../nbs/04_refactor.ipynb #790f9ca4
 class _LinearSetup(Module):
     "Makes weight and bias: (out_features, in_features), one row per neuron, and (out_features,)."
 
@@ -408,7 +408,7 @@ class _LinearSetup(Module):
         dtype: torch.dtype | None = None,  # of the parameters; torch's default dtype unless told
     ) -> None:
         if min(in_features, out_features) < 0:
-            raise ValueError(f"Linear: sizes can't be negative: in_features {in_features}, out_features {out_features}")
+            raise ValueError(f"Linear: sizes can't be negative: {in_features=}, {out_features=}")
         self.in_features, self.out_features = in_features, out_features
         def empty(*shape): return Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
         self.weight = empty(out_features, in_features)
@@ -421,13 +421,9 @@ class _LinearSetup(Module):
         bound = 1 / math.sqrt(self.in_features) if self.in_features else 0
         if self.bias is not None: self.bias.data.uniform_(-bound, bound)
 
-    def extra_repr(self) -> str:
-        has_bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}"
-
-# %% ../nbs/04_refactor.ipynb #9e8be941
+# %% ../nbs/04_refactor.ipynb #874b35f5
 class Linear(_LinearSetup):
-    """input @ weight.T + bias, from (..., in_features) to (..., out_features); as `nn.Linear`, initial values included."""
+    """input @ weight.T + bias: (..., in_features) to (..., out_features). As `nn.Linear`, initial values included."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the outputs of all neurons; ValueError or TypeError if input does not fit the weight."""
@@ -442,6 +438,10 @@ class Linear(_LinearSetup):
         add_grad(self.weight, _sum_of_products(g, _rows(input)))
         if self.bias is not None: add_grad(self.bias, g.sum(0))
         if self.needs_input_grad: add_grad(input, out.g @ self.weight)
+
+    def extra_repr(self) -> str:
+        has_bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}"
 
 # %% ../nbs/04_refactor.ipynb #c0fecbed
 class ReLU(Module):
@@ -482,9 +482,9 @@ class Tanh(Module):
         """Add out.g times the slope, 1 - out²."""
         if self.needs_input_grad: add_grad(input, out.g * (1 - out * out))
 
-# %% ../nbs/04_refactor.ipynb #1956f8e6
+# %% ../nbs/04_refactor.ipynb #55e732d0
 class Loss(Module):
-    """Base of the losses, called as loss_func(input, target): a missing `out.g` counts as 1; target gets no gradient."""
+    """Base of the losses, called as loss_func(input, target): a missing out.g counts as 1, target gets no gradient."""
 
     grad_args = 1
 
@@ -574,7 +574,7 @@ def _raise_at(place: str, error: Exception) -> None:
     if type(error) not in (TypeError, ValueError, RuntimeError, NotImplementedError): raise error
     raise type(error)(f"{place}: {error}") from error
 
-# %% ../nbs/04_refactor.ipynb #b75e843d
+# %% ../nbs/04_refactor.ipynb #72bb2e80
 class Sequential(Layers):
     """A chain of layers: each is called with what the one before it has returned."""
 
@@ -602,7 +602,7 @@ class Sequential(Layers):
         self,
         input_grad: bool = False,  # whether the input of the whole chain gets its gradient, too
     ) -> None:
-        """Go back through the last call: add the gradients of all parameters and, only if wanted, of the input."""
+        """Go back through the last call: add the gradients of the parameters and, only if wanted, of the input."""
         super().backward(input_grad)
 
 # %% ../nbs/04_refactor.ipynb #a7049820

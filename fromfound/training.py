@@ -1016,17 +1016,18 @@ def _file_bytes(
     head = {"version": FILE_VERSION, "sha256": _digest(packed, tensors), "parts": packed}
     return to_bytes(tensors, {"fromfound": json.dumps(head)})
 
-# %% ../nbs/07_training.ipynb #34547004
+# %% ../nbs/07_training.ipynb #6da5918e
 #: Version of what `save` writes; `load` reads no other.
 FILE_VERSION = 1
 
 
-def _lock(file: Any) -> bool:
-    "Return whether the open file is ours alone from now on, until it is closed or the process dies."
-    try: import fcntl
-    except ImportError: return True  # Windows: there, a file that is open elsewhere cannot be removed
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: return False
+def _lock(file: Any) -> bool | None:
+    "Return whether the open file is ours alone until it is closed or the process dies; None where there are no locks."
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False  # somebody else's
+    except (ImportError, OSError): return None  # Windows, and some network drives
     return True
 
 
@@ -1040,7 +1041,18 @@ def _sweep(
         with suppress(OSError), open(path.parent / name, "r+b") as file:
             if _lock(file): os.unlink(path.parent / name)
 
-# %% ../nbs/07_training.ipynb #f0bec4ff
+# %% ../nbs/07_training.ipynb #ca2b4f77
+def _open_part(
+    path: Path,  # of the file that is going to be saved
+) -> tuple[Path, Any]:
+    "Return the path of a new temporary file in the same folder, and the file: open, and locked where that is possible."
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.saving")
+        file = open(part, "xb")
+        if _lock(file) is not False and part.exists(): return part, file
+        file.close()  # another process's sweep came between the opening and the locking: try again
+
+
 def _sync_folder(folder: Path) -> None:
     "Return nothing; have the folder's list of names written to the disk, where that can be done."
     with suppress(OSError, AttributeError):
@@ -1048,23 +1060,22 @@ def _sync_folder(folder: Path) -> None:
         try: os.fsync(handle)
         finally: os.close(handle)
 
-
+# %% ../nbs/07_training.ipynb #00cccc89
 def _write_whole(
     path: Path,  # of the file; if it is there, it is replaced
     data: bytes,  # what is to be in it
 ) -> None:
     "Return nothing; at every moment, the file is either the old one or the new one."
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.saving")  # in the same folder: a rename stays a rename
-    with open(part, "xb") as file:
-        try:
-            _lock(file)
+    part, file = _open_part(path)  # in the same folder, so that the renaming is one step for the file system
+    try:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it gets its name
             os.replace(part, path)
-        except BaseException:  # Ctrl-C too
-            with suppress(OSError): os.unlink(part)
-            raise
+    except BaseException:  # Ctrl-C too
+        with suppress(OSError): os.unlink(part)
+        raise
     _sync_folder(path.parent)
 
 # %% ../nbs/07_training.ipynb #b949bfeb

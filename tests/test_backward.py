@@ -102,7 +102,9 @@ def test_dtype_is_kept(dtype):
     assert x.g.dtype == dtype
     x = rand(4, 3).to(dtype)
     cross_entropy_grad(x, torch.tensor([0, 1, 2, 0]))
-    assert_close(x.g, theirs(lambda x: F.cross_entropy(x, torch.tensor([0, 1, 2, 0])), x)[0])
+    assert x.g.dtype == dtype
+    want = theirs(lambda x: F.cross_entropy(x, torch.tensor([0, 1, 2, 0])), x.double())[0]  # rounded once, at the end
+    assert_close(x.g, want.to(dtype), **({} if dtype.itemsize > 2 else dict(rtol=.01, atol=1e-3)))
 
 
 def test_relu_at_zero_and_nan_and_infinity():

@@ -131,6 +131,11 @@ def test_logsumexp_many_dims(dim, keepdim):
     assert_close(ff.logsumexp(x, dim, keepdim=keepdim), torch.logsumexp(x, dim, keepdim=keepdim))
 
 
+@pytest.mark.parametrize("dim", [(), []])
+def test_logsumexp_no_dim(dim):
+    with pytest.raises(ValueError, match="logsumexp: dim is empty"): ff.logsumexp(torch.zeros(2, 3), dim)
+
+
 @pytest.mark.parametrize("name", OVER_DIM)
 def test_over_dim_slopes(name):
     ours, theirs = OVER_DIM[name]
