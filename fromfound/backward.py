@@ -183,16 +183,17 @@ def tanh_grad(
     check_elementwise("tanh_grad", x, out)
     add_grad(x, incoming_grad("tanh_grad", out) * (1 - out * out))
 
-# %% ../nbs/03_backward.ipynb #a8c2d3bb
+# %% ../nbs/03_backward.ipynb #79d45a54
 @torch.no_grad()
 def cross_entropy_grad(
     input: Tensor,  # logits: (C,), (N, C) or (N, C, d1, ...)
     target: Tensor,  # labels from 0 to C - 1, or -100 to be ignored: (), (N,) or (N, d1, ...)
 ) -> None:
-    """Add the gradient of `cross_entropy(input, target)` into `input.g`: (softmax - one-hot) / labels counted.
+    """Add the gradient of `cross_entropy(input, target)` into `input.g`.
 
-    Raises as `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all,
-    TypeError for dtypes."""
+    It is (softmax - one-hot) / (number of labels that count), and 0 for a label of -100. Raises as
+    `cross_entropy` does: ValueError for shapes, for labels out of range and for nothing at all, TypeError for
+    dtypes."""
     dim = check_labels("cross_entropy_grad", input, target)
     labels = target.long().unsqueeze(dim)
     ignored = labels == IGNORE_INDEX
@@ -202,7 +203,7 @@ def cross_entropy_grad(
     grad = (p - onehot).masked_fill(ignored, 0) / (~ignored).sum()
     add_grad(input, grad.to(input.dtype))
 
-# %% ../nbs/03_backward.ipynb #b5c3e53f
+# %% ../nbs/03_backward.ipynb #7d841b51
 class FunctionPair:
     """A forward function and its `*_grad` as one object: call it, set `out.g`, call `backward()`.
 
@@ -210,8 +211,8 @@ class FunctionPair:
     its `out.g` counts as 1, and only its first input gets a gradient."""
     def __init__(
         self,
-        forward: Callable[..., Tensor],  # such as `linear`, called as forward(x, *rest)
-        grad: Callable[..., None],  # such as `linear_grad`, called as grad(x, out, *rest); of a loss grad(*inputs)
+        forward: Callable[..., Tensor],  # such as `linear`: forward(x, *rest)
+        grad: Callable[..., None],  # such as `linear_grad`: grad(x, out, *rest), or for a loss grad(*inputs)
         loss: bool = False,  # is it a loss?
     ) -> None:
         self.forward, self.grad, self.loss, self.calls = forward, grad, loss, []
@@ -232,7 +233,7 @@ class FunctionPair:
         names = [getattr(f, "__name__", type(f).__name__) for f in (self.forward, self.grad)]
         return f"FunctionPair({', '.join(names)})"
 
-# %% ../nbs/03_backward.ipynb #e04698e8
+# %% ../nbs/03_backward.ipynb #643aa6ac
 _EPS64 = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart the float64 numbers near 1 lie
 
 
@@ -245,13 +246,11 @@ def _addresses(t: Tensor) -> Tensor:
 
 
 def _in_float64(t: Tensor) -> Tensor:
-    "Return a copy of `t` in memory of its own, laid out alike: floats as float64, a Parameter as one."
-    dtype = torch.float64 if t.is_floating_point() else t.dtype
-    if len(_addresses(t).unique()) == t.numel():
-        new = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=t.device).copy_(t.detach())
-    else:  # expanded: of elements that share a place none can be moved alone
-        new = t.detach().to(dtype).clone(memory_format=torch.contiguous_format)
-    return torch.nn.Parameter(new, t.requires_grad) if isinstance(t, torch.nn.Parameter) else new
+    "Return a copy of `t` in memory of its own, laid out alike; floats become float64."
+    t, dtype = t.detach(), torch.float64 if t.is_floating_point() else t.dtype
+    if len(_addresses(t).unique()) < t.numel():  # expanded: none could be moved alone
+        return t.to(dtype).clone(memory_format=torch.contiguous_format)
+    return torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=t.device).copy_(t)
 
 # %% ../nbs/03_backward.ipynb #78ebf8c0
 def _tensors_in(thing: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -294,17 +293,19 @@ def _differentiable(f: Any, inputs: Sequence, parameters: dict[str, Tensor]) -> 
             named[name if name not in named else f"parameter {name}"] = t
     return named
 
-# %% ../nbs/03_backward.ipynb #7a7767f3
+# %% ../nbs/03_backward.ipynb #3e4acb9a
 class _Copy:
-    "A float64 copy of `f`, its parameters and the inputs of one call or several."
+    "A copy of `f` and of the inputs of one call or several, in float64; its parameters are the caller's own."
     def __init__(self, f: Any, *calls: Sequence, seed: int) -> None:
-        memo = {id(t): _in_float64(t) for t in _tensors_in([calls, f], set())}
-        self.seed, self.calls = seed, copy.deepcopy(calls, memo)  # what is in memo counts as copied already
+        memo = {id(p): p for p in _parameters(f).values()}  # what is in memo counts as copied already
+        for t in _tensors_in([calls, f], set()):
+            if id(t) not in memo: memo[id(t)] = _in_float64(t)
+        self.seed, self.calls = seed, copy.deepcopy(calls, memo)
         try: self.f = copy.deepcopy(f, memo)
-        except Exception: self.f = f  # can't be copied: used as it is, its parameters are put back in the end
+        except Exception: self.f = f  # can't be copied: used as it is
         self.parameters = _parameters(self.f)
-        for p in self.parameters.values():  # one that f keeps in a closure is still the caller's
-            p.data = p.data.to(torch.float64, copy=True)
+        for p in self.parameters.values():
+            p.data = p.data.to(torch.float64, copy=True)  # until _put_back
             if hasattr(p, "g"): del p.g
         self.tensors = [_differentiable(self.f, inputs, self.parameters) for inputs in self.calls]
 
@@ -630,10 +631,10 @@ def _hold_calls(fresh: Callable[..., _Copy], f: Any, inputs: Sequence, g: Tensor
     want = {name: _plus(grad, second[name]) if name in shared else grad for name, grad in first.items()}
     _hold_close(_grads(one), want, message.format("first"))
 
-# %% ../nbs/03_backward.ipynb #9ac20375
+# %% ../nbs/03_backward.ipynb #317028c2
 @contextmanager
 def _put_back(f: Any) -> Iterator[None]:
-    "In the end give the parameters of `f` their own numbers back, should a copy have shared them."
+    "In the end give the parameters of `f` their own numbers, gradients and flags back."
     kept = [(p, p.data, getattr(p, "g", None), p.requires_grad) for p in _parameters(f).values()]
     try: yield
     finally:

@@ -506,10 +506,9 @@ class MSELoss(Loss):
         """Add 2 (input - target) / number of elements, times out.g, to input.g."""
         add_grad(input, (input - target).mul_(2 / input.numel()).mul_(out.g))
 
-# %% ../nbs/04_refactor.ipynb #1c638a42
+# %% ../nbs/04_refactor.ipynb #c6d2a5c0
 class CrossEntropyLoss(Loss):
-    """The mean of -log softmax(input) at the labels: input (N, C) with target (N,), (C,) with (), or
-    (N, C, d1, ...) with (N, d1, ...)."""
+    """The mean of -log softmax(input) at the labels: (N, C, ...) logits and (N, ...) labels, or (C,) and ()."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss, a tensor without dimensions; labels of -100 are left out of the mean."""

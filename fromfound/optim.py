@@ -104,7 +104,7 @@ def _new_group(
     _check_options(who, group)
     return group
 
-# %% ../nbs/06_optim.ipynb #507e9b71
+# %% ../nbs/06_optim.ipynb #b9af2ea5
 class _Groups:
     "Parameters in groups. A group is a dict: its parameters under 'params', and the options that hold for them."
 
@@ -114,7 +114,8 @@ class _Groups:
         defaults: dict[str, Any],  # all options, and what they are in a group that does not name them
     ):
         who = type(self).__name__
-        if isinstance(params, Tensor): raise TypeError(f"{who}: params is a tensor, but a list is wanted: [tensor]")
+        if isinstance(params, (Tensor, dict, set)):
+            raise TypeError(f"{who}: params is a {type(params).__name__}, but a list of tensors, or of dicts, is wanted")
         groups = list(params)
         if not groups: raise ValueError(f"{who}: no parameters; was the generator that parameters() returns read before?")
         self.defaults, self.param_groups, self.state = defaults, [], defaultdict(dict)

@@ -433,6 +433,29 @@ def wrong_only_for_three_dimensions():
     return Layer(lin, bwd, weight=W.clone(), bias=B.clone()), rand(2, 4, 3)
 
 
+# --- parameters that only a closure reaches
+
+class Closures:
+    "An adapter as one would write it: two closures, and a list of what they use."
+    def __init__(self, forward, bwd, *params): self.fwd, self.bwd, self.params = forward, bwd, list(params)
+    def __call__(self, *inputs): self.inputs, self.out = inputs, self.fwd(*inputs); return self.out
+    def backward(self): self.bwd(self.out, *self.inputs)
+    def parameters(self): return self.params
+
+
+def closed(dtype, wrong):
+    w, b = W.to(dtype, copy=True), B.to(dtype, copy=True)
+    def bwd(out, x):
+        add(x, out.g @ w); add(b, out.g.sum(0))
+        if wrong != "missing": add(w, x.T @ out.g if wrong == "transposed" else out.g.T @ x)
+    return Closures(lambda x: x @ w.T + b, bwd, w, b), X.to(dtype)
+
+
+for wrong in "missing", "transposed":
+    for dtype in torch.float32, torch.float64:
+        MUTANTS[f"closure_{wrong}_{dtype}"] = lambda dtype=dtype, wrong=wrong: closed(dtype, wrong)
+
+
 # --- subclasses of a layer that override bwd alone
 
 def subclass(base, *args):
@@ -774,6 +797,8 @@ def layer_with_own_state():
     return Mask(), X
 
 
+RIGHT["closure_float32"] = lambda: closed(torch.float32, None)
+RIGHT["closure_float64"] = lambda: closed(torch.float64, None)
 for shape in [(3,), (4, 3), (2, 4, 3), (2, 2, 2, 3), (0, 3), (4, 3)]:
     RIGHT[f"linear_of_{shape}"] = lambda shape=shape: (FunctionPair(linear, linear_grad), rand(*shape), rand(2, 3), rand(2))
     RIGHT[f"linear_without_bias_of_{shape}"] = lambda shape=shape: (FunctionPair(linear, linear_grad), rand(*shape), rand(2, 3))
@@ -813,6 +838,7 @@ def test_accepts(name):
 # --- the caller's things, and the arguments
 
 @pytest.mark.parametrize("name", ["linear_in_float32", "parameters_in_a_closure", "what_cannot_be_copied", "linear_that_requires_grad",
+                                  "closure_float32", "closure_float64", "closure_missing_torch.float64",
                                   "changes_its_weight", "changes_its_input", "forward_changes_its_parameter", "linear_of_(4, 3)"])
 def test_leaves_the_callers_things_alone(name):
     f, *inputs = (RIGHT | MUTANTS)[name]()
@@ -870,6 +896,14 @@ def test_a_gradient_of_ones_can_be_asked_for():  # and is as blind as the chapte
     f = Layer(soft, lambda out, x: add(x, torch.zeros_like(x)))
     check_grads(f, X, grad_out=1.0)
     with pytest.raises(AssertionError): check_grads(f, X)
+
+
+def test_inputs_from_the_same_seed_hide_nothing():  # out.g must not be the numbers that the caller drew
+    for dtype in torch.float32, torch.float64:
+        torch.manual_seed(0)
+        x = torch.randn(4, 4, dtype=dtype)
+        f = Layer(lambda x, weight: x @ weight.T, lambda out, x, weight: (add(x, out.g @ weight), add(weight, x.T @ out.g)), weight=rand(4, 4))
+        with pytest.raises(AssertionError, match="transpose"): check_grads(f, x)
 
 
 def test_every_element_counts():
