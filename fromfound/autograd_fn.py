@@ -159,7 +159,7 @@ class CrossEntropyFunction(Function):
         per_row = grad_output / (~ignored).sum()
         return per_row * (p - one_hot).masked_fill(ignored, 0), None
 
-# %% ../nbs/05_autograd_fn.ipynb #2b9111f2
+# %% ../nbs/05_autograd_fn.ipynb #a6e7a6c0
 class LinearLayer(nn.Module):
     """Return input @ weight.T + bias when called; arguments, names and initial values are nn.Linear's."""
 
@@ -184,13 +184,13 @@ class LinearLayer(nn.Module):
             bound = 1 / math.sqrt(self.in_features) if self.in_features else 0
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # (..., in_features) to (..., out_features)
+        "Return input @ weight.T + bias; ValueError and TypeError as in `linear`."
         return LinearFunction.apply(input, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        return nn.Linear.extra_repr(self)  # what stands between the brackets of its repr
+    def extra_repr(self) -> str: return nn.Linear.extra_repr(self)  # what its repr shows in brackets
 
-# %% ../nbs/05_autograd_fn.ipynb #51e5bdd0
+# %% ../nbs/05_autograd_fn.ipynb #0f47938e
 class Module(nn.Module):
     """Return, when subclassed and called, an nn.Module whose `__init__` need not call super().__init__().
 
@@ -207,6 +207,6 @@ class Module(nn.Module):
         *args,  # for a base class that comes after this one; nn.Module takes none
         **kwargs,  # likewise
     ):
-        after = super().__init__
+        after = super().__init__  # of the next class in line
         done = after.__func__ is nn.Module.__init__ and not (args or kwargs or self.call_super_init)
         if not done: after(*args, **kwargs)

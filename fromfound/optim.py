@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .matmul import need_floats, need_tensors
 
-# %% ../nbs/06_optim.ipynb #c0d00388
+# %% ../nbs/06_optim.ipynb #5b60756d
 def _check_number(
     who: str,  # names the caller in messages
     name: str,  # of the option
@@ -32,7 +32,7 @@ def _check_number(
 ) -> None:
     "Return nothing, or raise unless `value` is a finite number in the interval. NaN is in none."
     if isinstance(value, Tensor):
-        raise NotImplementedError(f"{who}: a tensor as {name} is not built; {name}.item() makes a number of it")
+        raise NotImplementedError(f"{who}: a tensor as {name} is not built; {name}.item() is a number")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{who}: {name} is {value!r}, but a number is wanted")
     low, high = map(float, wanted[1:-1].split(","))
@@ -43,16 +43,17 @@ def _check_number(
 
 
 #: What the options of the optimisers may be.
-_INTERVALS = {"lr": "[0, inf)", "momentum": "[0, inf)", "dampening": "(-inf, inf)", "weight_decay": "[0, inf)",
-              "eps": "[0, inf)", "alpha": "[0, 1)", "betas": "[0, 1)"}
+_INTERVALS = {"lr": "[0, inf)", "momentum": "[0, inf)", "dampening": "(-inf, inf)", "eps": "[0, inf)",
+              "weight_decay": "[0, inf)", "alpha": "[0, 1)", "betas": "[0, 1)"}
 
-# %% ../nbs/06_optim.ipynb #e31bc453
+# %% ../nbs/06_optim.ipynb #71d640c3
 def _check_options(
     who: str,  # names the caller in messages
     group: dict[str, Any],  # options by name; `betas` becomes a tuple
 ) -> None:
     "Return nothing, or raise for an option that is no number, out of range, or at odds with another one."
-    for name in group.keys() & _INTERVALS.keys() - {"betas"}: _check_number(who, name, group[name], _INTERVALS[name])
+    for name in group.keys() & _INTERVALS.keys() - {"betas"}:
+        _check_number(who, name, group[name], _INTERVALS[name])
     if "betas" in group:
         betas = group["betas"]
         if not isinstance(betas, Sequence) or len(betas) != 2:
@@ -62,26 +63,26 @@ def _check_options(
     if group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError(f"{who}: nesterov needs a momentum above 0 and a dampening of 0")
 
-# %% ../nbs/06_optim.ipynb #12400c3a
+# %% ../nbs/06_optim.ipynb #2da3a0b2
 def _param_list(
     who: str,  # names the caller in messages
     params: Any,  # a tensor, or tensors in something that has an order
     taken: Iterable[Tensor] = (),  # parameters of other groups
 ) -> list[Tensor]:
-    "Return the parameters as a list, or raise: each must be a leaf of floating-point numbers, and occur once."
-    if isinstance(params, set): raise TypeError(f"{who}: params is a set, which has no order; a list is wanted")
+    "Return the parameters as a list, or raise unless each is a leaf of floating-point numbers, and once."
+    if isinstance(params, set): raise TypeError(f"{who}: params is a set, but an order is wanted: a list")
     params = [params] if isinstance(params, Tensor) else list(params)
     seen = {id(p) for p in taken}
     for i, p in enumerate(params):
         need_floats(who, **{f"params[{i}]": p})
         if not (p.is_leaf or p.retains_grad):
-            raise ValueError(f"{who}: params[{i}] {tuple(p.shape)} was computed from other tensors, so it is no parameter")
+            raise ValueError(f"{who}: params[{i}] {tuple(p.shape)} is computed from others: no parameter")
         if id(p) in seen:
-            raise ValueError(f"{who}: params[{i}] {tuple(p.shape)} occurs twice: each step would move it twice")
+            raise ValueError(f"{who}: params[{i}] {tuple(p.shape)} occurs twice; a step would move it twice")
         seen.add(id(p))
     return params
 
-# %% ../nbs/06_optim.ipynb #c79d7c83
+# %% ../nbs/06_optim.ipynb #d8a4a8c2
 #: torch.optim's choices of how to compute, which change no number but in the last digits.
 _SWITCHES = {"foreach", "fused", "capturable", "differentiable"}
 
@@ -98,15 +99,16 @@ def _new_group(
     asked = sorted(name for name in _SWITCHES if given.get(name))
     if asked: raise NotImplementedError(f"{who}: {', '.join(asked)} is not built")
     unknown = sorted(given.keys() - defaults.keys() - _SWITCHES - {"params", "initial_lr", "name"})
-    if unknown: raise ValueError(f"{who}: no option is called {', '.join(unknown)}; there are {', '.join(defaults)}")
+    if unknown:
+        raise ValueError(f"{who}: unknown option {', '.join(unknown)}; known are {', '.join(defaults)}")
     group = {**defaults, **{name: value for name, value in given.items() if name not in _SWITCHES}}
     group["params"] = _param_list(who, group["params"], taken)
     _check_options(who, group)
     return group
 
-# %% ../nbs/06_optim.ipynb #b9af2ea5
+# %% ../nbs/06_optim.ipynb #339005dd
 class _Groups:
-    "Parameters in groups. A group is a dict: its parameters under 'params', and the options that hold for them."
+    "Parameters in groups. A group is a dict: its parameters, under 'params', and the options for them."
 
     def __init__(
         self,
@@ -115,32 +117,35 @@ class _Groups:
     ):
         who = type(self).__name__
         if isinstance(params, (Tensor, dict, set)):
-            raise TypeError(f"{who}: params is a {type(params).__name__}, but a list of tensors, or of dicts, is wanted")
+            raise TypeError(f"{who}: params is a {type(params).__name__}; a list of them is wanted")
         groups = list(params)
-        if not groups: raise ValueError(f"{who}: no parameters; was the generator that parameters() returns read before?")
+        if not groups: raise ValueError(f"{who}: no parameters; a generator can be read only once: was it?")
         self.defaults, self.param_groups, self.state = defaults, [], defaultdict(dict)
-        for group in groups if isinstance(groups[0], dict) else [{"params": groups}]: self.add_param_group(group)
+        if not isinstance(groups[0], dict): groups = [{"params": groups}]
+        for group in groups: self.add_param_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         "Add parameters, {'params': tensors, 'lr': …}; an option that is not named takes its default."
         self.param_groups.append(_new_group(type(self).__name__, param_group, self.defaults, self._params()))
 
-    def _params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
+    def _params(self) -> Iterator[Tensor]: return chain.from_iterable(g["params"] for g in self.param_groups)
 
     def __repr__(self) -> str:
-        groups = [{**group, "params": f"{len(group['params'])} tensors"} for group in self.param_groups]
-        lines = ["  " + ", ".join(f"{name}: {value}" for name, value in group.items()) for group in groups]
-        return "\n".join([f"{type(self).__name__} (", *lines, ")"])
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}: {len(group['params'])} tensors")
+            lines += [f"    {name}: {value}" for name, value in group.items() if name != "params"]
+        return "\n".join([*lines, ")"])
 
-# %% ../nbs/06_optim.ipynb #a652950a
+# %% ../nbs/06_optim.ipynb #95dd6598
 def _check_grad(who: str, param: Tensor, g: Any) -> None:
     "Return nothing, or raise unless g is a dense tensor of the parameter's shape, dtype and device."
     need_tensors(who, **{".g": g})
     if g.shape != param.shape:
         raise ValueError(f"{who}: a .g is {tuple(g.shape)}, but its parameter is {tuple(param.shape)}")
     if g.dtype != param.dtype or g.device != param.device:
-        raise TypeError(f"{who}: a .g is {g.dtype} on {g.device}, but its parameter is {param.dtype} on {param.device}")
+        found, wanted = f"{g.dtype} on {g.device}", f"{param.dtype} on {param.device}"
+        raise TypeError(f"{who}: a .g is {found}, but its parameter is {wanted}")
     if g.layout != torch.strided: raise NotImplementedError(f"{who}: a sparse .g is not built")
 
 
@@ -148,7 +153,7 @@ def _with_grads(
     who: str,  # names the caller in messages
     params: Iterable[Tensor],  # parameters
 ) -> tuple[list[Tensor], list[Tensor]]:
-    "Return those parameters that have a `.g`, and their `.g`, or raise if one of these does not fit its parameter."
+    "Return those parameters that have a `.g`, and their `.g`; or raise if one does not fit its parameter."
     params = [p for p in params if getattr(p, "g", None) is not None]
     grads = [p.g for p in params]
     for p, g in zip(params, grads):
@@ -156,9 +161,9 @@ def _with_grads(
         if not fits or g.layout != torch.strided: _check_grad(who, p, g)
     return params, grads
 
-# %% ../nbs/06_optim.ipynb #6d0e309e
+# %% ../nbs/06_optim.ipynb #1718a7de
 def _zeros_like(param: Tensor) -> Tensor:
-    "Return zeros to remember something in: an ordinary tensor even where this runs inside `torch.inference_mode`."
+    "Return zeros to remember something in: an ordinary tensor even inside `torch.inference_mode`."
     with torch.inference_mode(False):
         return torch.zeros_like(param, requires_grad=False)
 
@@ -180,11 +185,11 @@ def _read_state(
             continue
         need_tensors(who, **{name: value})
         if value.shape != param.shape:
-            raise ValueError(f"{who}: a saved {name} is {tuple(value.shape)}, but its parameter {tuple(param.shape)}")
+            raise ValueError(f"{who}: {name} is {tuple(value.shape)}, its parameter {tuple(param.shape)}")
         state[name] = _zeros_like(param).copy_(value)
     return state
 
-# %% ../nbs/06_optim.ipynb #e04d1d72
+# %% ../nbs/06_optim.ipynb #7dfef81a
 def _read_group(
     who: str,  # names the caller in messages
     saved: dict[str, Any],  # a group in a state dict
@@ -196,7 +201,8 @@ def _read_group(
     group = {name: value for name, value in saved.items() if name not in _SWITCHES}
     if how in own: group.setdefault(how, own[how])  # older versions of PyTorch do not write it down
     missing = sorted(defaults.keys() - group.keys())
-    if missing: raise ValueError(f"{who}: {', '.join(missing)} is not in the state dict; is it another optimiser's?")
+    if missing:
+        raise ValueError(f"{who}: {', '.join(missing)} not in the state dict; is it another optimiser's?")
     if how in own and group[how] != own[how] and group["weight_decay"] != 0:
         raise ValueError(f"{who}: {how} is {group[how]} in the state dict, but {own[how]} here")
     group = {**copy.deepcopy({**group, "params": None}), "params": own["params"]}
@@ -204,38 +210,39 @@ def _read_group(
     _check_options(who, group)
     return group
 
-# %% ../nbs/06_optim.ipynb #ff9e1414
+# %% ../nbs/06_optim.ipynb #39c7541d
 class _Remembers(_Groups):
     "Groups, and a state for each parameter, which can be saved and loaded."
 
-    _state_names: tuple[set, set] | None = None  # what a state always has, and what it may have; None: anything
+    _state_names: tuple[set, set] | None = None  # what a state always has, and what it may; None: anything
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"state": …, "param_groups": …} in torch.optim's form, where each parameter is a number.
 
-        The tensors are the optimiser's own, and the next step changes them: `copy.deepcopy` makes them yours."""
+        The tensors are the optimiser's own: the next step changes them. `copy.deepcopy` makes them yours."""
         number = {p: i for i, p in enumerate(self._params())}
         groups = [{**group, "params": [number[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": {number[p]: dict(s) for p, s in self.state.items() if s}, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        "Copy a state dict, of this class or of its namesake in torch.optim; or raise ValueError and change nothing."
+        "Copy a state dict, of this class or of torch.optim's; or raise ValueError and change nothing."
         who, keys = type(self).__name__, {"state", "param_groups"}
         if not isinstance(state_dict, dict) or not keys <= state_dict.keys():
             raise ValueError(f"{who}: a state dict is a dict with {sorted(keys)}")
         saved = state_dict["param_groups"]
         sizes, own = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
-        if sizes != own: raise ValueError(f"{who}: groups of {sizes} parameters were saved, but here they are of {own}")
+        if sizes != own: raise ValueError(f"{who}: groups of {sizes} parameters were saved, but here: {own}")
         groups = [_read_group(who, new, old, self.defaults) for new, old in zip(saved, self.param_groups)]
         param = dict(zip(chain.from_iterable(g["params"] for g in saved), self._params()))
         if len(param) != sum(own) or not state_dict["state"].keys() <= param.keys():
             raise ValueError(f"{who}: the numbers of the parameters in the state dict do not fit together")
-        states = {param[i]: _read_state(who, s, param[i], self._state_names) for i, s in state_dict["state"].items()}
+        saved, names = state_dict["state"], self._state_names
+        states = {param[i]: _read_state(who, saved[i], param[i], names) for i in saved}
         self.param_groups, self.state = groups, defaultdict(dict, states)
 
-# %% ../nbs/06_optim.ipynb #efae71e1
+# %% ../nbs/06_optim.ipynb #f7b2b048
 class Optimizer(_Remembers):
-    """Base of all optimisers, as torch.optim.Optimizer is: a subclass gives its options to __init__ and writes `update`.
+    """Base of all optimisers, as in torch.optim. A subclass gives __init__ its options and writes `update`.
 
     Raises ValueError for no parameters, for one that occurs twice, and for options that are unknown or out of
     range; TypeError for what is no tensor of floating-point numbers."""
@@ -246,12 +253,12 @@ class Optimizer(_Remembers):
 
     @torch.no_grad()
     def step(self) -> None:
-        "Move, in place, every parameter that has a `.g`; or raise before anything has moved, if one does not fit."
+        "Move every parameter that has a `.g`, in place; if a `.g` does not fit, raise before anything moves."
         work = [(_with_grads(type(self).__name__, group["params"]), group) for group in self.param_groups]
         for (params, grads), group in work:
             if params: self.update(params, grads, [self.state[p] for p in params], group)
 
-    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
         "Change params and states in place, but not the grads. To be written by each optimiser."
         raise NotImplementedError(f"{type(self).__name__} has no update(self, params, grads, states, group)")
 
@@ -267,18 +274,18 @@ def _followed(
     if weight_decay: grads = torch._foreach_add(grads, params, alpha=weight_decay)
     return grads
 
-# %% ../nbs/06_optim.ipynb #6b2e81b0
+# %% ../nbs/06_optim.ipynb #fe9556a6
 def _shrink(
     tensors: list[Tensor],  # changed in place
     factor: float,  # what they are multiplied by
 ) -> None:
     "Multiply all the tensors by a number, in place."
     if all(t.dtype == torch.float32 and t.is_cpu for t in tensors):
-        factor = torch.tensor(factor, dtype=torch.float32, device="cpu")  # once, instead of once for each tensor
+        factor = torch.tensor(factor, dtype=torch.float32, device="cpu")  # once, not once for each tensor
     torch._foreach_mul_(tensors, factor)
 
-# %% ../nbs/06_optim.ipynb #3e3b76e0
-def _sgd(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+# %% ../nbs/06_optim.ipynb #22cd1de4
+def _sgd(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
     "Move params by a step of SGD."
     grads = _followed(params, grads, group["weight_decay"], group["maximize"])
     momentum = group["momentum"]
@@ -289,20 +296,20 @@ def _sgd(params: list[Tensor], grads: list[Tensor], states: list[dict], group: d
         if old:
             velocities, news = map(list, zip(*old))
             _shrink(velocities, momentum)
-            torch._foreach_add_(velocities, news, alpha=1 - group["dampening"])  # v = momentum · v + (1 - dampening) · g
+            torch._foreach_add_(velocities, news, alpha=1 - group["dampening"])  # v = μ · v + (1 - τ) · g
         velocities = [state["momentum_buffer"] for state in states]
         grads = torch._foreach_add(grads, velocities, alpha=momentum) if group["nesterov"] else velocities
     torch._foreach_add_(params, grads, alpha=-group["lr"])  # w = w - lr · v
 
-# %% ../nbs/06_optim.ipynb #cd9c06b9
+# %% ../nbs/06_optim.ipynb #6692f1fc
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if asked: torch.optim.SGD's arguments, defaults and numbers.
 
-    Sources: B. Polyak (1964) for momentum; Y. Nesterov (1983), in the form of I. Sutskever et al. (2013), section 2."""
+    Sources: B. Polyak (1964) for momentum; I. Sutskever et al. (2013), section 2, for Nesterov's."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
+        params: Iterable[Tensor] | Iterable[dict],  # tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size
         momentum: float = 0,  # share of the velocity that is left after a step
         dampening: float = 0,  # share of each gradient but the first that the velocity does not take up
@@ -311,12 +318,12 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,  # go uphill
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
-                                      nesterov=nesterov, maximize=maximize))
+        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening,
+                                      weight_decay=weight_decay, nesterov=nesterov, maximize=maximize))
 
     _state_names = {"momentum_buffer"}, set()
 
-    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
         "Change params and states in place by a step of SGD."
         _sgd(params, grads, states, group)
 
@@ -339,8 +346,8 @@ def _averages(name: str, states: list[dict], params: list[Tensor]) -> list[Tenso
         if name not in state: state[name] = _zeros_like(p)
     return [state[name] for state in states]
 
-# %% ../nbs/06_optim.ipynb #af79e5b3
-def _rmsprop(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+# %% ../nbs/06_optim.ipynb #478ec8b1
+def _rmsprop(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
     "Move params by a step of RMSprop."
     grads = _followed(params, grads, group["weight_decay"], group["maximize"])
     lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
@@ -364,16 +371,16 @@ def _rmsprop(params: list[Tensor], grads: list[Tensor], states: list[dict], grou
     else:
         torch._foreach_addcdiv_(params, grads, scale, value=-lr)  # w = w - lr · g / (√v + eps)
 
-# %% ../nbs/06_optim.ipynb #aedbfe60
+# %% ../nbs/06_optim.ipynb #f63f10cd
 class RMSprop(Optimizer):
     """Gradient descent in which each number's step is divided by the typical size of its gradients.
 
-    torch.optim.RMSprop's arguments, defaults and numbers. Sources: T. Tieleman and G. Hinton, Neural Networks for
-    Machine Learning (2012), lecture 6.5; A. Graves (2013), equations 38 to 45, for the centred form."""
+    torch.optim.RMSprop's arguments, defaults and numbers. Sources: G. Hinton, Neural Networks for Machine
+    Learning (2012), lecture 6; A. Graves (2013), equations 38 to 45, for the centred form."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
+        params: Iterable[Tensor] | Iterable[dict],  # tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-2,  # step size: about how far a number moves in a step
         alpha: float = 0.99,  # share of the mean square that is left after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
@@ -383,17 +390,17 @@ class RMSprop(Optimizer):
         *,
         maximize: bool = False,  # go uphill
     ):
-        super().__init__(params, dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum,
-                                      centered=centered, maximize=maximize))
+        super().__init__(params, dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
+                                      momentum=momentum, centered=centered, maximize=maximize))
 
     _state_names = {"step", "square_avg"}, {"momentum_buffer", "grad_avg"}
 
-    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
         "Change params and states in place by a step of RMSprop."
         _rmsprop(params, grads, states, group)
 
-# %% ../nbs/06_optim.ipynb #d69d7fa4
-def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+# %% ../nbs/06_optim.ipynb #13a553c5
+def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
     "Move params by a step of Adam, or of AdamW if group['decoupled_weight_decay'] is true."
     lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
     decoupled = group["decoupled_weight_decay"]
@@ -414,18 +421,18 @@ def _adam(params: list[Tensor], grads: list[Tensor], states: list[dict], group: 
     torch._foreach_add_(scale, [group["eps"] * c2 for c2 in correction2])
     torch._foreach_addcdiv_(params, mean, scale, [-lr * c2 / c1 for c1, c2 in zip(correction1, correction2)])
 
-# %% ../nbs/06_optim.ipynb #71987c51
+# %% ../nbs/06_optim.ipynb #85ef0958
 class Adam(Optimizer):
     """Momentum, divided by the typical size of the gradients, both corrected for beginning at zero.
 
-    torch.optim.Adam's arguments, defaults and numbers. Sources: D. Kingma and J. Ba (2015), algorithm 1, in the order
-    of computation at the end of section 2; S. Reddi et al. (2018), algorithm 2, for amsgrad."""
+    torch.optim.Adam's arguments, defaults, numbers. Sources: D. Kingma and J. Ba (2015), algorithm 1, in the
+    order of the end of section 2; S. Reddi et al. (2018), algorithm 2, for amsgrad."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
+        params: Iterable[Tensor] | Iterable[dict],  # tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size: about how far a number moves in a step
-        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left after a step
+        betas: tuple[float, float] = (0.9, 0.999),  # what is left of mean and mean square after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
         weight_decay: float = 0,  # this times the parameter is added to its gradient
         amsgrad: bool = False,  # divide by the largest mean square so far
@@ -438,30 +445,31 @@ class Adam(Optimizer):
 
     _state_names = {"step", "exp_avg", "exp_avg_sq"}, {"max_exp_avg_sq"}
 
-    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict[str, Any]) -> None:
+    def update(self, params: list[Tensor], grads: list[Tensor], states: list[dict], group: dict) -> None:
         "Change params and states in place by a step of Adam."
         _adam(params, grads, states, group)
 
-# %% ../nbs/06_optim.ipynb #82754471
+# %% ../nbs/06_optim.ipynb #57598c02
 class AdamW(Adam):
     """Adam with decoupled weight decay: each step also multiplies the parameters by 1 - lr · weight_decay.
 
-    torch.optim.AdamW's arguments, defaults and numbers. Source: I. Loshchilov and F. Hutter (2019), algorithm 2."""
+    torch.optim.AdamW's arguments and numbers. Source: I. Loshchilov and F. Hutter (2019), algorithm 2."""
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict],  # what is trained: tensors, or groups {"params": tensors, "lr": …}
+        params: Iterable[Tensor] | Iterable[dict],  # tensors, or groups {"params": tensors, "lr": …}
         lr: float = 1e-3,  # step size: about how far a number moves in a step
-        betas: tuple[float, float] = (0.9, 0.999),  # shares of the mean and of the mean square that are left after a step
+        betas: tuple[float, float] = (0.9, 0.999),  # what is left of mean and mean square after a step
         eps: float = 1e-8,  # added to the root, so that nothing is divided by 0
         weight_decay: float = 1e-2,  # times lr: the share that a parameter loses in each step
         amsgrad: bool = False,  # divide by the largest mean square so far
         *,
         maximize: bool = False,  # go uphill
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad,
+                         maximize=maximize, decoupled_weight_decay=True)
 
-# %% ../nbs/06_optim.ipynb #366f2834
+# %% ../nbs/06_optim.ipynb #5759f627
 class _Steps:
     "What every schedule does in a step: `get_lr` says what the lr is, here it is set."
 
@@ -474,7 +482,7 @@ class _Steps:
         before, self.last_epoch = self.last_epoch, epoch
         try:
             who, lrs, groups = type(self).__name__, self.get_lr(), self.optimizer.param_groups
-            if len(lrs) != len(groups): raise ValueError(f"{who}: made for {len(lrs)} groups, but there are {len(groups)}")
+            if len(lrs) != len(groups): raise ValueError(f"{who}: made for {len(lrs)} groups: there are more")
             for lr in lrs: _check_number(who, "lr", lr, "(-inf, inf)")
         except BaseException:
             self.last_epoch = before
@@ -512,17 +520,19 @@ class _SavedSteps(_Steps):
         _check_number(who, "last_epoch", state_dict["last_epoch"], "[0, inf)")
         self.__dict__.update(copy.deepcopy({name: state_dict[name] for name in own - {"_schedulers"}}))
 
-# %% ../nbs/06_optim.ipynb #1ee31b41
+# %% ../nbs/06_optim.ipynb #1cca74df
 def _groups_of(who: str, optimizer: Any) -> list[dict[str, Any]]:
     "Return the groups of an optimiser, or raise TypeError if it is none."
-    if not isinstance(optimizer, Optimizer): raise TypeError(f"{who}: a {type(optimizer).__name__} is no Optimizer")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{who}: {type(optimizer).__name__} is no Optimizer")
     return optimizer.param_groups
 
 
 class LRScheduler(_SavedSteps):
-    """Base of all schedules, as torch's LRScheduler is: a subclass writes `get_lr`, from `base_lrs` and `last_epoch`.
+    """Base of all schedules, as torch's LRScheduler is: a subclass writes `get_lr`.
 
-    `last_epoch` counts the steps made. The base of a group is the lr that it had when its first schedule was made."""
+    It has `last_epoch`, the steps made so far, and `base_lrs`, what the lr of each group was when its first
+    schedule was made."""
 
     def __init__(
         self,
@@ -532,7 +542,7 @@ class LRScheduler(_SavedSteps):
         who, groups = type(self).__name__, _groups_of(type(self).__name__, optimizer)
         for group in groups:
             if last_epoch == -1: group.setdefault("initial_lr", group["lr"])
-            elif "initial_lr" not in group: raise ValueError(f"{who}: a group has no initial_lr to go on from")
+            elif "initial_lr" not in group: raise ValueError(f"{who}: a group has no initial_lr")
         self.optimizer, self.last_epoch = optimizer, last_epoch
         self.base_lrs = [group["initial_lr"] for group in groups]
         self.step()
@@ -541,19 +551,19 @@ class LRScheduler(_SavedSteps):
         "Return the lr of each group at `last_epoch`. To be written by each schedule."
         raise NotImplementedError(f"{type(self).__name__} has no get_lr(self)")
 
-# %% ../nbs/06_optim.ipynb #40c555bd
+# %% ../nbs/06_optim.ipynb #1b843f35
 class LambdaLR(LRScheduler):
     """lr = base · lr_lambda(steps), as torch's LambdaLR. The function is not in the state dict."""
 
     def __init__(
         self,
         optimizer: Optimizer,  # whose lr is set
-        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],  # steps to factor; one, or one per group
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],  # steps to factor; or one each
         last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
         n = len(_groups_of("LambdaLR", optimizer))
         self.lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, Sequence) else [lr_lambda] * n
-        if len(self.lr_lambdas) != n: raise ValueError(f"LambdaLR: {len(self.lr_lambdas)} functions for {n} groups")
+        if len(self.lr_lambdas) != n: raise ValueError(f"LambdaLR: {n} functions are wanted")
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
@@ -606,9 +616,9 @@ class StepLR(LRScheduler):
         "Return base · gamma^(last_epoch // step_size) for each group."
         return [base * self.gamma ** (self.last_epoch // self.step_size) for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #5f79847c
+# %% ../nbs/06_optim.ipynb #36395b5f
 class LinearLR(LRScheduler):
-    """lr = base · factor, and the factor goes in a straight line from start to end, then stays; as torch's LinearLR."""
+    """lr = base · factor, where the factor goes in a straight line from start to end; as torch's LinearLR."""
 
     def __init__(
         self,
@@ -627,13 +637,14 @@ class LinearLR(LRScheduler):
     def get_lr(self) -> list[float]:
         "Return base · (start_factor + (end_factor - start_factor) · share of the way) for each group."
         share = min(self.last_epoch, self.total_iters) / self.total_iters
-        return [base * (self.start_factor + (self.end_factor - self.start_factor) * share) for base in self.base_lrs]
+        factor = self.start_factor + (self.end_factor - self.start_factor) * share
+        return [base * factor for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #8ce89f81
+# %% ../nbs/06_optim.ipynb #fa0e084e
 class CosineAnnealingLR(LRScheduler):
     """lr falls from base to eta_min along half a cosine in T_max steps, as torch's CosineAnnealingLR.
 
-    Beyond T_max it rises again. Source: I. Loshchilov and F. Hutter (2017), equation 5, without the restarts."""
+    Beyond T_max it rises again. Source: I. Loshchilov and F. Hutter (2017), equation 5, without restarts."""
 
     def __init__(
         self,
@@ -652,7 +663,7 @@ class CosineAnnealingLR(LRScheduler):
         height = (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
         return [self.eta_min + (base - self.eta_min) * height for base in self.base_lrs]
 
-# %% ../nbs/06_optim.ipynb #cb8cdf56
+# %% ../nbs/06_optim.ipynb #a0120a79
 class SequentialLR(LRScheduler):
     """One schedule after another, each from its own step 0 on; as torch's SequentialLR."""
 
@@ -667,7 +678,7 @@ class SequentialLR(LRScheduler):
         if n == 0 or not all(isinstance(s, LRScheduler) and s.optimizer is optimizer for s in schedulers):
             raise ValueError("SequentialLR: schedules of the same optimiser are wanted")
         if len(milestones) != n - 1 or any(b <= a for a, b in zip([0, *milestones], milestones)):
-            raise ValueError(f"SequentialLR: {n} schedules need {n - 1} milestones, above 0 and rising, not {milestones}")
+            raise ValueError(f"SequentialLR: {n - 1} rising milestones above 0 are wanted, not {milestones}")
         super().__init__(optimizer, last_epoch)
 
     def _go_to(self, epoch: int) -> None:
@@ -683,7 +694,7 @@ class SequentialLR(LRScheduler):
         super()._load(state_dict)
         for s, part in zip(self._schedulers, state_dict["_schedulers"]): s._load(part)
 
-# %% ../nbs/06_optim.ipynb #aafead0d
+# %% ../nbs/06_optim.ipynb #cac6725d
 def _one_cycle(
     step: int,  # from 0 on
     total_steps: int,  # of the whole cycle
@@ -708,13 +719,13 @@ def _per_group(
 ) -> list[float]:
     "Return one number per group, or raise."
     values = list(value) if isinstance(value, Sequence) else [value] * n_groups
-    if len(values) != n_groups: raise ValueError(f"OneCycleLR: {len(values)} values as {name} for {n_groups} groups")
+    if len(values) != n_groups: raise ValueError(f"OneCycleLR: {n_groups} values are wanted as {name}")
     for v in values: _check_number("OneCycleLR", name, v, "[0, inf)")
     return values
 
-# %% ../nbs/06_optim.ipynb #c6403b8c
+# %% ../nbs/06_optim.ipynb #ff7b2bfb
 class _Cycle(LRScheduler):
-    "lr and momentum, on their way between the three points that each group has for them: initial, max and min."
+    "lr and momentum, on their way between three points that each group has: initial, max and min."
 
     def _between(self, points: dict[str, float]) -> float:
         a, b, share = _one_cycle(self.last_epoch, self.total_steps, self.pct_start, self.three_phase)
@@ -724,7 +735,7 @@ class _Cycle(LRScheduler):
     def get_lr(self) -> list[float]:
         "Return the lr of each group at `last_epoch`. ValueError beyond the end of the cycle."
         if self.last_epoch > self.total_steps:
-            raise ValueError(f"OneCycleLR: step {self.last_epoch} of a cycle that has {self.total_steps} steps")
+            raise ValueError(f"OneCycleLR: step {self.last_epoch} of a cycle of {self.total_steps} steps")
         return [self._between(points) for points in self.lrs]
 
     def _go_to(self, epoch: int) -> None:
@@ -734,7 +745,7 @@ class _Cycle(LRScheduler):
             if "betas" in group: group["betas"] = (momentum, group["betas"][1])
             else: group["momentum"] = momentum
 
-# %% ../nbs/06_optim.ipynb #d931e953
+# %% ../nbs/06_optim.ipynb #c48a1ef5
 def _cycle_length(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> int:
     "Return the number of steps, given as such or as epochs and steps per epoch; or raise ValueError."
     if total_steps is None:
@@ -753,9 +764,20 @@ def _check_cycle(pct_start: float, anneal_strategy: str, div_factor: float, fina
     _check_number("OneCycleLR", "div_factor", div_factor, "(0, inf)")
     _check_number("OneCycleLR", "final_div_factor", final_div_factor, "(0, inf)")
     if anneal_strategy not in ("cos", "linear"):
-        raise ValueError(f"OneCycleLR: anneal_strategy is {anneal_strategy!r}, but 'cos' or 'linear' is wanted")
+        raise ValueError(f"OneCycleLR: anneal_strategy is {anneal_strategy!r}; 'cos' or 'linear' is wanted")
 
-# %% ../nbs/06_optim.ipynb #5a375841
+# %% ../nbs/06_optim.ipynb #7fe6536e
+def _cycle_lrs(
+    optimizer: Optimizer,  # whose lr is cycled
+    max_lr: float | Sequence[float],  # the highest
+    div_factor: float,  # highest / first
+    final_div_factor: float,  # first / last
+) -> list[dict[str, float]]:
+    "Return the three points of each group's lr."
+    highest = _per_group("max_lr", max_lr, len(_groups_of("OneCycleLR", optimizer)))
+    return [{"initial": m / div_factor, "max": m, "min": m / div_factor / final_div_factor} for m in highest]
+
+
 def _cycle_momenta(
     optimizer: Optimizer,  # whose momentum, or first beta, is cycled
     base_momentum: float | Sequence[float],  # where lr is highest
@@ -763,14 +785,16 @@ def _cycle_momenta(
 ) -> list[dict[str, float]]:
     "Return the three points of each group's momentum, or raise ValueError for an optimiser without one."
     if not optimizer.defaults.keys() & {"momentum", "betas"}:
-        raise ValueError("OneCycleLR: the optimiser has no momentum to cycle; cycle_momentum=False leaves it alone")
+        raise ValueError("OneCycleLR: no momentum to cycle; pass cycle_momentum=False")
     n = len(optimizer.param_groups)
     lows, highs = _per_group("base_momentum", base_momentum, n), _per_group("max_momentum", max_momentum, n)
     return [{"initial": high, "max": low, "min": high} for low, high in zip(lows, highs)]
 
-# %% ../nbs/06_optim.ipynb #9aa5038f
+# %% ../nbs/06_optim.ipynb #dd022d75
 class OneCycleLR(_Cycle):
-    """lr goes up to max_lr, then down to almost nothing; momentum the other way: torch's, after L. Smith (2018), section 4."""
+    """lr goes up to max_lr, then down to almost nothing, momentum the other way; as torch's OneCycleLR.
+
+    Source: L. Smith and N. Topin (2018)."""
 
     def __init__(
         self,
@@ -789,16 +813,15 @@ class OneCycleLR(_Cycle):
         three_phase: bool = False,  # come down as far as it went up, and then go on to the end
         last_epoch: int = -1,  # where to go on: steps made so far, less one; -1 begins at the beginning
     ):
-        highest = _per_group("max_lr", max_lr, len(_groups_of("OneCycleLR", optimizer)))
         _check_cycle(pct_start, anneal_strategy, div_factor, final_div_factor)
+        self.lrs = _cycle_lrs(optimizer, max_lr, div_factor, final_div_factor)
         self.total_steps = _cycle_length(total_steps, epochs, steps_per_epoch)
         self.pct_start, self.three_phase, self.anneal_strategy = pct_start, three_phase, anneal_strategy
         self.momenta = _cycle_momenta(optimizer, base_momentum, max_momentum) if cycle_momentum else []
-        self.lrs = [{"initial": m / div_factor, "max": m, "min": m / div_factor / final_div_factor} for m in highest]
         for group, lr in zip(optimizer.param_groups, self.lrs): group["initial_lr"] = lr["initial"]
         super().__init__(optimizer, last_epoch)
 
-# %% ../nbs/06_optim.ipynb #df240d96
+# %% ../nbs/06_optim.ipynb #b20f578c
 def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
     "Return the moving average at each of the values, corrected for beginning at zero."
     mean, smooth = 0.0, []
@@ -823,21 +846,22 @@ class LRFind(NamedTuple):
         ax.semilogx(self.lrs, self.losses, ".", color="0.6", label="loss of the batch")
         ax.semilogx(self.lrs, _smooth(self.losses), "-", color="#0072B2", label="smoothed")
         if self.suggestion is not None:
-            ax.axvline(self.suggestion, color="#D55E00", linestyle="--", label=f"suggestion: {self.suggestion:.2g}")
+            label = f"suggestion: {self.suggestion:.2g}"
+            ax.axvline(self.suggestion, color="#D55E00", linestyle="--", label=label)
         ax.set(xlabel="learning rate", ylabel="loss")
         ax.legend()
         return ax
 
-# %% ../nbs/06_optim.ipynb #97f56bfc
+# %% ../nbs/06_optim.ipynb #7c212e36
 @contextmanager
 def _put_back(optimizer: Optimizer, model: Any, data: Any) -> Iterator[None]:
-    "Return a context that leaves parameters, `.g`, buffers, optimiser and random numbers as they were before it."
+    "Return a context that leaves parameters, `.g`, buffers, optimiser and random numbers as they were."
     more = model.parameters() if hasattr(model, "parameters") else ()
     params = {id(p): p for p in chain(optimizer._params(), more)}.values()
     before = [(p, p.detach().clone(), getattr(p, "g", None)) for p in params]
     buffers = copy.deepcopy(model.state_dict()) if hasattr(model, "load_state_dict") else None
     state, groups = optimizer.state, [dict(group) for group in optimizer.param_groups]
-    optimizer.state = defaultdict(dict, {p: {name: t.clone() for name, t in s.items()} for p, s in state.items()})
+    optimizer.state = defaultdict(dict, {p: {k: t.clone() for k, t in s.items()} for p, s in state.items()})
     generator = getattr(data, "generator", None)
     random_state = generator.get_state() if isinstance(generator, torch.Generator) else None
     for p in params: p.g = None
@@ -856,7 +880,7 @@ def _put_back(optimizer: Optimizer, model: Any, data: Any) -> Iterator[None]:
                 group.update(old)
             if random_state is not None: generator.set_state(random_state)
 
-# %% ../nbs/06_optim.ipynb #637b06aa
+# %% ../nbs/06_optim.ipynb #3e41744e
 def _endless(data: Iterable | None) -> Iterator[tuple]:
     "Yield the batches of data again and again; empty tuples if there is no data."
     while data is None: yield ()
@@ -865,7 +889,7 @@ def _endless(data: Iterable | None) -> Iterator[tuple]:
         for batch in data:
             n += 1
             yield tuple(batch)
-        if not n: raise ValueError("lr_find: the data ended; an iterator can be read only once: give a list or a DataLoader")
+        if not n: raise ValueError("lr_find: the data ended; an iterator can be read only once, a list again")
 
 
 def _loss_and_grads(optimizer: Optimizer, lr: float, model: Any, batch: tuple) -> float:
@@ -876,23 +900,23 @@ def _loss_and_grads(optimizer: Optimizer, lr: float, model: Any, batch: tuple) -
     if batch: model.backward()
     return float(loss)
 
-# %% ../nbs/06_optim.ipynb #4439a50d
+# %% ../nbs/06_optim.ipynb #072137ab
 def lr_find(
     optimizer: Optimizer,  # whose lr is wanted
-    model: Any,  # model(*batch) is the loss, model.backward() the way back; without data: a function that does both
+    model: Any,  # model(*batch): the loss, model.backward(): the way back; or a function that does both
     data: Iterable | None = None,  # batches (x, y); begun again when it ends
     start_lr: float = 1e-6,  # the first lr that is tried
     end_lr: float = 10.0,  # the last one
     num_iter: int = 100,  # how many are tried, at equal ratios
     stop_factor: float = 4.0,  # stop when the smoothed loss is this many times its lowest
 ) -> LRFind:  # lrs, losses, suggestion
-    """Return the losses of a short run in which lr rises from step to step; model and optimiser are left as they were.
+    """Return the losses of a short run in which lr rises from step to step; all is left as it was.
 
-    So are torch's random numbers and those of data.generator. Stops early when the loss blows up or is no number, and
-    raises ValueError when the data ends for good. Source: L. Smith (2017), section 3.3."""
+    That is the model, the optimiser, torch's random numbers and those of data.generator. Stops early when the
+    loss blows up or is no number. Source: L. Smith (2017), section 3.3."""
     _check_number("lr_find", "start_lr", start_lr, "(0, inf)")
     _check_number("lr_find", "end_lr", end_lr, f"({start_lr}, inf)")
-    if not (isinstance(num_iter, int) and num_iter > 1): raise ValueError(f"lr_find: num_iter is {num_iter}, 2 or more are wanted")
+    if num_iter < 2: raise ValueError(f"lr_find: num_iter is {num_iter}, but 2 or more are wanted")
     lrs, losses, smooth, batches = [], [], [], _endless(data)
     with _put_back(optimizer, model, data):
         for i in range(num_iter):
@@ -914,14 +938,14 @@ def _grads_of(who: str, parameters: Any) -> list[Tensor]:
         if not isinstance(p, Tensor): need_tensors(who, **{f"parameters[{i}]": p})
     return _with_grads(who, parameters)[1]
 
-# %% ../nbs/06_optim.ipynb #2c16f438
+# %% ../nbs/06_optim.ipynb #4c615781
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],  # whose `.g` is clipped; those without one are passed over
     max_norm: float,  # how long the gradient may be
     norm_type: float = 2.0,  # p of the p-norm; inf for the largest absolute value
     error_if_nonfinite: bool = False,  # raise RuntimeError if the norm is infinite or NaN, and change nothing
 ) -> Tensor:  # () the norm before clipping
-    """Return the norm of all `.g`, as if they were one vector, and shorten them in place if it is above max_norm.
+    """Return the norm of all `.g`, as if they were one vector; above max_norm, shorten them in place.
 
     The numbers of torch.nn.utils.clip_grad_norm_. Source: R. Pascanu et al. (2013), algorithm 1."""
     who, norm_type = "clip_grad_norm_", float(norm_type)

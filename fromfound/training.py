@@ -155,7 +155,7 @@ def _set_generator(
     try: generator.set_state(state)
     except (RuntimeError, TypeError) as error: raise ValueError(f"no state of a random generator: {error}") from error
 
-# %% ../nbs/07_training.ipynb #30345ed2
+# %% ../nbs/07_training.ipynb #a3406eaa
 def _as_loader(
     data: Any,  # (x, y), or something that gives batches (x, y)
     who: str,  # names the caller in messages
@@ -168,7 +168,7 @@ def _as_loader(
         raise TypeError(f"{who}: data is a {type(data).__name__}, but a DataLoader or a pair (x, y) of tensors is wanted")
     return data
 
-
+# %% ../nbs/07_training.ipynb #d00e7983
 def fit(
     model: Model,  # called as model(x, y), it returns the loss
     data: Iterable | tuple[Tensor, Tensor],  # a DataLoader, or (x, y): then in shuffled batches of 64
@@ -330,7 +330,7 @@ class _LiveFigure:
         self.handle.update(figure)
         plt.close(figure)
 
-# %% ../nbs/07_training.ipynb #7774b302
+# %% ../nbs/07_training.ipynb #a1f05b6f
 def _notebook_bar(**options: Any) -> Any:
     "Return a tqdm bar that shows its text as an output that is replaced: no widget, nothing on stderr."
     from IPython.display import display
@@ -341,9 +341,9 @@ def _notebook_bar(**options: Any) -> Any:
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             handle.update({"text/plain": str(self)}, raw=True)
 
-    return Bar(file=io.StringIO(), ncols=90, **options)
+    return Bar(file=io.StringIO(), ncols=90, ascii=False, **options)
 
-
+# %% ../nbs/07_training.ipynb #0da4685d
 class ProgressBar(Callback):
     """A tqdm bar over all steps of a fit, with the time left and a running mean of the loss."""
 
@@ -681,12 +681,12 @@ class NaNGuard(_Guard):
         bad = [name for name, g in grads.items() if not _finite(g)]  # a norm can overflow where no number has
         if bad: self._stop(learn, f"the loss is {learn.loss:.4g}, but gradients are not finite", bad[-1], _trend(learn))
 
-# %% ../nbs/07_training.ipynb #b1e8512d
+# %% ../nbs/07_training.ipynb #40b0478b
 class _GlobalRandom:
     "The state of torch's own generators, for saving: the CPU's, and the GPUs' where they have been used."
 
     def state_dict(self) -> dict[str, Any]:
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return {"cpu": torch.get_rng_state(), "cuda": gpus}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -766,7 +766,7 @@ class _Setup:
         if not isinstance(callback, Callback): raise TypeError(f"Learner: a {type(callback).__name__} is no Callback")
         self.callbacks = sorted([*self.callbacks, callback], key=lambda c: c.order)
 
-# %% ../nbs/07_training.ipynb #fbfb46d7
+# %% ../nbs/07_training.ipynb #ae4535a0
 class _Access(_Setup):
     @property
     def opt(self) -> Optimizer:
@@ -775,10 +775,12 @@ class _Access(_Setup):
         return self._opt
 
     @property
-    def history(self) -> History:
+    def history(self) -> History | None:
         "The losses, and what else was recorded."
-        return next(c for c in self.callbacks if isinstance(c, History))
+        return next((c for c in self.callbacks if isinstance(c, History)), None)
 
+# %% ../nbs/07_training.ipynb #29c908fa
+class _Growing(_Access):
     def add(
         self,
         what: Module | Callback,  # a layer for the end of the net, which must be a Sequential, or a callback
@@ -800,8 +802,8 @@ class _Access(_Setup):
         "End the run after this step, and the plan with it. For callbacks."
         self.stopped, self.epochs = why, self.epoch
 
-# %% ../nbs/07_training.ipynb #0e1a7c90
-class _Parts(_Access):
+# %% ../nbs/07_training.ipynb #7d17c808
+class _Parts(_Growing):
     def parts(self) -> dict[str, Any]:
         "Return everything that has to be saved for the run to go on exactly, by name."
         if not hasattr(self.loader, "state_dict"):
@@ -828,8 +830,8 @@ class _Parts(_Access):
         "Go to where the saved run was, or raise and change nothing: see `load`. `fit()` then finishes what it had planned."
         return load(path, self)
 
-# %% ../nbs/07_training.ipynb #4da0dac8
-class _Steps(_Parts):
+# %% ../nbs/07_training.ipynb #ae72d7ae
+class _Events(_Parts):
     def _call(self, event: str) -> None:
         failed = None
         for callback in self.callbacks:
@@ -841,6 +843,8 @@ class _Steps(_Parts):
                 failed = failed or error  # what has happened has happened: the other callbacks must hear of it too
         if failed is not None: raise failed
 
+# %% ../nbs/07_training.ipynb #12a1c306
+class _Steps(_Events):
     def _begin(self) -> None:
         "Note what a step changes before the weights move, so that it can be taken back."
         self._in_step, self._moving = True, False
@@ -861,7 +865,7 @@ class _Steps(_Parts):
     def _one_batch(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
         self._call("before_batch")
-        self.model.zero_grad()
+        for p in self._parameters: p.g = None  # zero_grad, without looking for the parameters in every step
         self.loss = self.model(self.x, self.y).item()
         self._call("after_forward")
         self.model.backward()
@@ -900,7 +904,7 @@ class _Epochs(_Steps):
         self._call("after_epoch")
         if interrupts.asked: raise KeyboardInterrupt
 
-# %% ../nbs/07_training.ipynb #28d58c9f
+# %% ../nbs/07_training.ipynb #05b16426
 class _Fits(_Epochs):
     def _plan(self, epochs: int | None) -> None:
         "Set the number of epochs at which the run shall end, or raise ValueError."
@@ -912,8 +916,8 @@ class _Fits(_Epochs):
 
     def _run(self, interrupts: _Interrupts) -> None:
         self.opt  # made now, if it has not been
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        self._buffers = self.model.state_dict().keys() - parameters  # running statistics and the like
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        self._parameters, self._buffers = list(named.values()), self.model.state_dict().keys() - named.keys()
         self.model.train()
         self._call("before_fit")
         try:
@@ -953,7 +957,7 @@ class Learner(_Fits):
     def __repr__(self) -> str:
         return f"Learner({self.model}, {type(self._opt).__name__}, {self.epoch} epochs, {self.step} steps)"
 
-# %% ../nbs/07_training.ipynb #f50fc5ad
+# %% ../nbs/07_training.ipynb #c0f2fbbe
 def _pack(
     value: Any,  # tensors, numbers, texts, None, in lists, tuples and dicts
     name: str,  # of the tensor, if it is one
@@ -973,7 +977,7 @@ def _pack(
         return {"dict": [[k, _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
     raise TypeError(f"save: {name} is a {type(value).__name__}; tensors, numbers, texts, None, lists, tuples and dicts can be saved")
 
-
+# %% ../nbs/07_training.ipynb #1bf05ee8
 def _unpack(
     packed: Any,  # what _pack returned, as far as one knows
     tensors: dict[str, Tensor],  # from which each tensor is taken out
@@ -1060,7 +1064,7 @@ def _sync_folder(folder: Path) -> None:
         try: os.fsync(handle)
         finally: os.close(handle)
 
-# %% ../nbs/07_training.ipynb #00cccc89
+# %% ../nbs/07_training.ipynb #e6e82d28
 def _write_whole(
     path: Path,  # of the file; if it is there, it is replaced
     data: bytes,  # what is to be in it
@@ -1072,13 +1076,14 @@ def _write_whole(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it gets its name
+            if os.name == "nt": file.close()  # Windows renames no file that is open
             os.replace(part, path)
     except BaseException:  # Ctrl-C too
         with suppress(OSError): os.unlink(part)
         raise
     _sync_folder(path.parent)
 
-# %% ../nbs/07_training.ipynb #b949bfeb
+# %% ../nbs/07_training.ipynb #dc1f5005
 def _state_of(part: Any) -> Any:
     "Return what is saved of a part: a generator's state, a state dict, or the thing itself."
     if isinstance(part, Generator): return part.get_state()
@@ -1096,7 +1101,7 @@ def _named_parts(
     if twice: raise ValueError(f"{sorted(twice)} is a part of the learner already")
     return {**own, **parts}
 
-
+# %% ../nbs/07_training.ipynb #f30dce8b
 def save(
     path: str | os.PathLike,  # of the file; its folder must be there
     model: Any = None,  # a Learner, with all that belongs to it, or a model
@@ -1211,7 +1216,7 @@ def _put(part: Any, state: Any) -> None:
     if isinstance(part, Generator): _set_generator(part, state)
     else: part.load_state_dict(state)
 
-# %% ../nbs/07_training.ipynb #83dcb99f
+# %% ../nbs/07_training.ipynb #2d93121e
 def _restore(
     parts: dict[str, Any],  # what shall take over a state, by name
     saved: dict[str, Any],  # the states
@@ -1231,7 +1236,7 @@ def _restore(
         if not isinstance(error, Exception): raise
         raise ValueError(f"load: {name}: {error}") from error
 
-
+# %% ../nbs/07_training.ipynb #a54fa6a9
 def load(
     path: str | os.PathLike,  # of a file that `save` wrote
     model: Any = None,  # a Learner or a model, of the build that was saved
@@ -1350,7 +1355,7 @@ def _draw_boundary(
     ax.grid(False)
     return ax
 
-# %% ../nbs/07_training.ipynb #98713bad
+# %% ../nbs/07_training.ipynb #8aff2594
 def confusion_matrix(
     input: Tensor,  # (n, classes) logits
     target: Tensor,  # (n,) labels
@@ -1366,7 +1371,7 @@ def plot_confusion(
     target: Tensor,  # (n,) labels
     ax: Any = None,  # matplotlib's axes; a new figure unless told
 ) -> Any:  # matplotlib's axes
-    """Return the axes with the confusion matrix; shades show the mistakes alone, as the diagonal would outshine them."""
+    """Return the axes with the confusion matrix, shaded by the scale of the mistakes, so that a single one stands out."""
     from fromfound.plots import show_matrix
     counts = confusion_matrix(input, target)
     wrong = counts - counts.diag().diag()
