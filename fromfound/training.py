@@ -34,7 +34,7 @@ from .layers import Model, Module, Sequential, no_grad
 from .matmul import need_tensors
 from .optim import LRScheduler, Optimizer, clip_grad_norm_
 
-# %% ../nbs/07_training.ipynb #2ece8045
+# %% ../nbs/07_training.ipynb #0824ca2c
 def _check_loader(
     x: Any,  # examples
     y: Any,  # what belongs to each
@@ -44,13 +44,16 @@ def _check_loader(
     "Return nothing, or raise for what no DataLoader can be made of."
     need_tensors("DataLoader", x=x, y=y)
     if x.dim() == 0 or y.dim() == 0:
-        raise ValueError(f"DataLoader: x is {tuple(x.shape)}, y is {tuple(y.shape)}: the first dimension counts the examples")
+        raise ValueError(f"DataLoader: x is {tuple(x.shape)}, y is {tuple(y.shape)}: the first dimension "
+                         "counts the examples")
     if len(x) != len(y): raise ValueError(f"DataLoader: {len(x)} examples in x, but {len(y)} in y")
     if len(x) == 0: raise ValueError(f"DataLoader: no examples: x is {tuple(x.shape)}")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"DataLoader: batch_size is {batch_size!r}, but a whole number of at least 1 is wanted")
+        raise ValueError(f"DataLoader: batch_size is {batch_size!r}, but a whole number of at least 1 is "
+                         "wanted")
     if drop_last and len(x) < batch_size:
-        raise ValueError(f"DataLoader: {len(x)} examples do not fill a batch of {batch_size}, and drop_last leaves out the rest")
+        raise ValueError(f"DataLoader: {len(x)} examples do not fill a batch of {batch_size}, and "
+                         "drop_last leaves out the rest")
 
 # %% ../nbs/07_training.ipynb #d9de8b59
 class _Batches:
@@ -80,19 +83,21 @@ class _Batches:
     def __repr__(self) -> str:
         return f"DataLoader({len(self.x)} examples, {len(self)} batches of {self.batch_size}, shuffle={self.shuffle})"
 
-# %% ../nbs/07_training.ipynb #0faf426a
+# %% ../nbs/07_training.ipynb #9062112a
 class _ShuffledBatches(_Batches):
     def _rows(self) -> Callable[[int], slice | Tensor]:
         "Return the function that says which examples are in batch i of the epoch under way."
         def rows(i: int) -> slice: return slice(i * self.batch_size, (i + 1) * self.batch_size)
         if not self.shuffle: return rows  # slices are views: nothing is copied
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self._seed)).to(self.x.device)
+        generator = torch.Generator().manual_seed(self._seed)
+        order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         return lambda i: order[rows(i)]
 
     def _new_epoch(self) -> None:
         self._given = 0
         if self.shuffle:
-            self._seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device).item()
+            self._seed = torch.randint(2**62, (), generator=self.generator,
+                                       device=self.generator.device).item()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not self._resumed: self._new_epoch()
@@ -104,7 +109,7 @@ class _ShuffledBatches(_Batches):
             yield self.x[where], self.y[where]
         self._given = None
 
-# %% ../nbs/07_training.ipynb #9b56427a
+# %% ../nbs/07_training.ipynb #2442d4fd
 class _ResumedBatches(_ShuffledBatches):
     def resume(
         self,
@@ -113,7 +118,8 @@ class _ResumedBatches(_ShuffledBatches):
         "Let the next iteration go on with the epoch under way, after its first `batch` batches."
         if not isinstance(batch, int) or isinstance(batch, bool) or not 0 <= batch <= len(self):
             raise ValueError(f"DataLoader: cannot go on after {batch!r} batches: an epoch has {len(self)}")
-        if self._given is None and batch: raise ValueError("DataLoader: no epoch is under way that could be resumed")
+        if self._given is None and batch:
+            raise ValueError("DataLoader: no epoch is under way that could be resumed")
         if self._given is not None: self._given, self._resumed = batch, True
 
     def _kind(self) -> dict[str, Any]:
@@ -124,38 +130,41 @@ class _ResumedBatches(_ShuffledBatches):
         state = None if self.generator is None else self.generator.get_state()
         return {**self._kind(), "seed": self._seed, "batch": self._given, "generator": state}
 
-# %% ../nbs/07_training.ipynb #7b859f81
+# %% ../nbs/07_training.ipynb #e6f516d2
 class DataLoader(_ResumedBatches):
     """Batches of examples and of what belongs to them, in order or shuffled anew in every epoch.
 
-    `len` is the number of batches, iterating is one epoch. Without shuffling batches are views: do not change them
-    in place. Errors: TypeError for what is no tensor; ValueError for lengths that differ, no examples, a batch_size
-    below 1, and for drop_last with too few examples for one batch."""
+    `len` is the number of batches, iterating is one epoch. Without shuffling batches are views: do not change
+    them in place. Errors: TypeError for what is no tensor; ValueError for lengths that differ, no examples, a
+    batch_size below 1, and for drop_last with too few examples for one batch."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        "Go to where `state_dict` says, so that the next iteration gives out the batch that was next; or raise ValueError."
+        "Go to where `state_dict` says: the next iteration goes on with the batch that was next."
         own = self.state_dict()
         if not isinstance(state_dict, dict) or state_dict.keys() != own.keys():
             raise ValueError(f"DataLoader: a state dict has {sorted(own)}")
-        other = [f"{k} was {state_dict[k]!r} and is {v!r}" for k, v in self._kind().items() if state_dict[k] != v]
+        other = [f"{k} was {state_dict[k]!r} and is {v!r}" for k,
+                 v in self._kind().items() if state_dict[k] != v]
         if other: raise ValueError(f"DataLoader: saved from another one: {', '.join(other)}")
         seed, batch = state_dict["seed"], state_dict["batch"]
-        if not isinstance(seed, int) or not 0 <= seed < 2**62: raise ValueError(f"DataLoader: {seed!r} is no seed")
+        if not isinstance(seed, int) or not 0 <= seed < 2**62:
+            raise ValueError(f"DataLoader: {seed!r} is no seed")
         if batch is not None and not (isinstance(batch, int) and 0 <= batch <= len(self)):
             raise ValueError(f"DataLoader: {batch!r} is no number of batches: an epoch has {len(self)}")
         if self.generator is not None: _set_generator(self.generator, state_dict["generator"])
         self._seed, self._given, self._resumed = seed, batch, batch is not None
 
-# %% ../nbs/07_training.ipynb #0c1cc66e
+# %% ../nbs/07_training.ipynb #6dc4248a
 def _set_generator(
     generator: Generator,  # which goes to that state
     state: Any,  # what its get_state returned
 ) -> None:
     "Return nothing; set the generator's state, or raise ValueError and leave it as it was."
     try: generator.set_state(state)
-    except (RuntimeError, TypeError) as error: raise ValueError(f"no state of a random generator: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"no state of a random generator: {error}") from error
 
-# %% ../nbs/07_training.ipynb #a3406eaa
+# %% ../nbs/07_training.ipynb #9a40e685
 def _as_loader(
     data: Any,  # (x, y), or something that gives batches (x, y)
     who: str,  # names the caller in messages
@@ -165,17 +174,18 @@ def _as_loader(
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         return DataLoader(*data, **options)
     if not (hasattr(data, "__iter__") and hasattr(data, "__len__")) or isinstance(data, Tensor):
-        raise TypeError(f"{who}: data is a {type(data).__name__}, but a DataLoader or a pair (x, y) of tensors is wanted")
+        raise TypeError(f"{who}: data is a {type(data).__name__}, but a DataLoader or a pair (x, y) of "
+                        "tensors is wanted")
     return data
 
-# %% ../nbs/07_training.ipynb #d00e7983
+# %% ../nbs/07_training.ipynb #51243696
 def fit(
     model: Model,  # called as model(x, y), it returns the loss
     data: Iterable | tuple[Tensor, Tensor],  # a DataLoader, or (x, y): then in shuffled batches of 64
     opt: Optimizer,  # moves the model's parameters
     epochs: int = 1,  # how many times to go through the data
 ) -> list[float]:  # one per epoch
-    """Return the mean loss of each epoch, after training the model. Weights are never set back to random ones."""
+    """Return the mean loss of each epoch, after training the model from the weights that it has."""
     loader, losses = _as_loader(data, "fit", shuffle=True), []
     model.train()
     for epoch in range(epochs):
@@ -188,16 +198,17 @@ def fit(
         losses.append(total / len(loader))
     return losses
 
-# %% ../nbs/07_training.ipynb #72d956bb
-EVENTS = ("before_fit", "before_epoch", "before_batch", "after_forward", "after_backward", "after_step", "after_epoch",
+# %% ../nbs/07_training.ipynb #c54eedf9
+EVENTS = ("before_fit", "before_epoch", "before_batch", "after_forward", "after_backward", "after_step",
+          "after_epoch",
           "after_fit")
 
 
 class Callback:
-    """Base of all callbacks: a subclass writes a method for each event that it wants to hear of, given the learner.
+    """Base of all callbacks: a subclass writes a method, given the learner, for each event that it listens to.
 
-    Events, in order: before_fit, before_epoch, before_batch, after_forward (the loss is there), after_backward (the
-    gradients are there), after_step (the weights have moved), after_epoch, after_fit."""
+    Events, in order: before_fit, before_epoch, before_batch, after_forward (the loss is there),
+    after_backward (the gradients are there), after_step (the weights have moved), after_epoch, after_fit."""
 
     order = 0  # callbacks with a lower one hear of an event earlier
 
@@ -205,7 +216,8 @@ class Callback:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith(("before_", "after_")) and name not in EVENTS:
-                raise TypeError(f"{cls.__name__}.{name} would never be called: the events are {', '.join(EVENTS)}")
+                raise TypeError(f"{cls.__name__}.{name} would never be called: the events are "
+                                f"{', '.join(EVENTS)}")
 
     def state_dict(self) -> dict[str, Any]:
         "Return what has to be saved for a run to go on exactly; an empty dict if there is nothing."
@@ -242,7 +254,10 @@ class _Curves(Callback):
         learn.values["loss"] = sum(losses) / len(losses)
         self.rows.append(learn.values)  # later callbacks add to the same dict
 
-# %% ../nbs/07_training.ipynb #33c7dc3d
+# %% ../nbs/07_training.ipynb #f8b5f41c
+def _is_curve(t: Any) -> bool: return isinstance(t, Tensor) and t.dim() == 1 and t.dtype == torch.float64
+
+
 class _SavedCurves(_Curves):
     @property
     def epochs(self) -> dict[str, list[float]]:
@@ -258,18 +273,18 @@ class _SavedCurves(_Curves):
         if not isinstance(state_dict, dict) or state_dict.keys() != {"steps", "epochs"}:
             raise ValueError("History: a state dict has 'steps' and 'epochs'")
         for kind, curves in state_dict.items():
-            fits = isinstance(curves, dict) and all(isinstance(t, Tensor) and t.dim() == 1 and t.dtype == torch.float64
-                                                    for t in curves.values())
-            if not fits or len({len(t) for t in curves.values()}) > 1 or kind == "steps" and curves.keys() != {"loss", "lr"}:
+            if not isinstance(curves, dict) or not all(map(_is_curve, curves.values())):
+                raise ValueError(f"History: {kind} are no curves")
+            if len({len(t) for t in curves.values()}) > 1 or kind == "steps" and curves.keys() != self.steps.keys():
                 raise ValueError(f"History: {kind} are no curves of one length")
         self.steps = {name: t.tolist() for name, t in state_dict["steps"].items()}
         values = {name: t.tolist() for name, t in state_dict["epochs"].items()}
         rows = ({k: v for k, v in zip(values, row) if not math.isnan(v)} for row in zip(*values.values()))
         self.rows = list(rows)
 
-# %% ../nbs/07_training.ipynb #dbb58e80
+# %% ../nbs/07_training.ipynb #ad62d8ca
 class History(_SavedCurves):
-    """What happened: loss and lr of each step in `steps`, the values of each epoch in `epochs`; its repr is a table."""
+    """What happened: loss and lr by step in `steps`, the values by epoch in `epochs`; its repr is a table."""
 
     def __repr__(self) -> str:
         names = list(self.epochs)
@@ -286,7 +301,7 @@ class History(_SavedCurves):
         self,
         logy: bool = False,  # a logarithmic axis for the losses?
     ) -> Any:  # matplotlib's axes, one or two
-        "Return the axes of a new figure: losses by epoch, and beside them the other values, if there are any."
+        "Return the axes of a new figure: losses by epoch, and beside them the other values, if any."
         return _plot_history(self, logy)
 
     def before_fit(self, learn: Any) -> None:
@@ -363,12 +378,12 @@ class ProgressBar(Callback):
 
     def after_fit(self, learn: Any) -> None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #6469d591
+# %% ../nbs/07_training.ipynb #a0c7f466
 @contextmanager
 def evaluating(
     model: Module,  # whose layers go to eval mode
 ) -> Iterator[None]:  # for `with evaluating(model):`
-    """Return a context in which the model predicts: in eval mode, nothing kept for a backward; then all is as before."""
+    """Return a context in which the model is in eval mode and keeps nothing; afterwards all is as before."""
     before = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -386,27 +401,29 @@ def _outputs(
         pairs = [(model.net(x), y) for x, y in loader]
     return torch.cat([out for out, _ in pairs]), torch.cat([y for _, y in pairs])
 
-# %% ../nbs/07_training.ipynb #4140e218
+# %% ../nbs/07_training.ipynb #579d0385
 class Metrics(Callback):
-    """The loss on the validation set, and whatever else is asked for, after each epoch: `valid_loss` and the given names."""
+    """Measures on the validation set after each epoch: `valid_loss`, and what else is asked for."""
 
     order = -20
 
     def __init__(
         self,
-        **metrics: Callable[[Tensor, Tensor], Any],  # by name: functions of (outputs, targets) that return a number
+        # by name: functions of (outputs, targets) that return a number
+        **metrics: Callable[[Tensor, Tensor], Any],
     ):
         self.metrics = metrics
 
     def before_fit(self, learn: Any) -> None:
-        if learn.valid is None: raise ValueError("Metrics: the learner has no validation set: Learner(…, valid=(x, y))")
+        if learn.valid is None:
+            raise ValueError("Metrics: the learner has no validation set: Learner(…, valid=(x, y))")
 
     def after_epoch(self, learn: Any) -> None:
         out, y = _outputs(learn.model, learn.valid)
         with evaluating(learn.model): learn.values["valid_loss"] = learn.model.loss_func(out, y).item()
         for name, f in self.metrics.items(): learn.values[name] = float(f(out, y))
 
-# %% ../nbs/07_training.ipynb #0b632f35
+# %% ../nbs/07_training.ipynb #6e93a6af
 class Schedule(Callback):
     """A schedule of chapter 06, moved on after every step, or after every epoch."""
 
@@ -417,11 +434,13 @@ class Schedule(Callback):
         scheduler: LRScheduler,  # made for the learner's optimiser
         every: str = "step",  # or "epoch"
     ):
-        if every not in ("step", "epoch"): raise ValueError(f"Schedule: every is {every!r}, but 'step' or 'epoch' is wanted")
+        if every not in ("step", "epoch"):
+            raise ValueError(f"Schedule: every is {every!r}, but 'step' or 'epoch' is wanted")
         self.scheduler, self.every = scheduler, every
 
     def before_fit(self, learn: Any) -> None:
-        if self.scheduler.optimizer is not learn.opt: raise ValueError("Schedule: made for another optimiser than the learner's")
+        if self.scheduler.optimizer is not learn.opt:
+            raise ValueError("Schedule: made for another optimiser than the learner's")
 
     def after_step(self, learn: Any) -> None:
         if self.every == "step": self.scheduler.step()
@@ -433,9 +452,9 @@ class Schedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: self.scheduler.load_state_dict(state_dict)
 
-# %% ../nbs/07_training.ipynb #0ab71909
+# %% ../nbs/07_training.ipynb #99029c66
 class ClipGradNorm(Callback):
-    """Scales all gradients together, after each backward, if their norm is above max_norm; keeps the norms in `norms`."""
+    """Scales all gradients together if their norm is above max_norm; keeps what the norms were in `norms`."""
 
     order = 30
 
@@ -450,7 +469,7 @@ class ClipGradNorm(Callback):
         norm = clip_grad_norm_(learn.model.parameters(), self.max_norm, self.norm_type)
         self.norms.append(norm.item())
 
-# %% ../nbs/07_training.ipynb #e5f17431
+# %% ../nbs/07_training.ipynb #0d52bb22
 class _Best(Callback):
     "What is the best value so far of something that is recorded after each epoch?"
 
@@ -460,20 +479,22 @@ class _Best(Callback):
         mode: str,  # "min" if low values are good, "max" if high ones are
         min_delta: float,  # by how much a value must be better to count
     ):
-        if mode not in ("min", "max"): raise ValueError(f"{type(self).__name__}: mode is {mode!r}, but 'min' or 'max' is wanted")
+        if mode not in ("min", "max"):
+            raise ValueError(f"{type(self).__name__}: mode is {mode!r}, but 'min' or 'max' is wanted")
         self.monitor, self.mode, self.min_delta, self.best = monitor, mode, min_delta, None
 
     def _is_better(self, learn: Any) -> bool:
         "Return whether the epoch's value is the best so far, and remember it if it is."
         if self.monitor not in learn.values:
-            raise ValueError(f"{type(self).__name__}: no value is called {self.monitor!r}; there are {sorted(learn.values)}")
+            raise ValueError(f"{type(self).__name__}: no value is called {self.monitor!r}; there are "
+                             f"{sorted(learn.values)}")
         value = learn.values[self.monitor]
         sign = 1 if self.mode == "max" else -1
         better = self.best is None or sign * value > sign * self.best + self.min_delta
         if better: self.best = value
         return better
 
-# %% ../nbs/07_training.ipynb #e9ce8839
+# %% ../nbs/07_training.ipynb #9d5e2e0a
 class _Patience(_Best):
     "What an EarlyStopping holds."
 
@@ -486,7 +507,8 @@ class _Patience(_Best):
         restore_best: bool = True,  # whether to put back the weights of the best epoch
     ):
         super().__init__(monitor, mode, min_delta)
-        if not isinstance(patience, int) or patience < 1: raise ValueError(f"EarlyStopping: patience is {patience!r}, not 1 or more")
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"EarlyStopping: patience is {patience!r}, not 1 or more")
         self.patience, self.restore_best, self.waited, self.weights = patience, restore_best, 0, {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -501,9 +523,9 @@ class _Patience(_Best):
             raise ValueError(f"EarlyStopping: best is {best!r}, waited {waited!r}")
         self.best, self.waited, self.weights = best, waited, dict(weights)
 
-# %% ../nbs/07_training.ipynb #c3fb3450
+# %% ../nbs/07_training.ipynb #9e704fd1
 class EarlyStopping(_Patience):
-    """Stops a run when a value has not become better for `patience` epochs, and goes back to the best weights."""
+    """Stops a run when a value has not become better for `patience` epochs; goes back to the best weights."""
 
     order = 50
 
@@ -543,9 +565,9 @@ def watch(
             m.__dict__.pop("forward", None)
             if before[name] is not None: m.__dict__["forward"] = before[name]
 
-# %% ../nbs/07_training.ipynb #77d88064
+# %% ../nbs/07_training.ipynb #9be5a541
 class ActivationStats(Callback):
-    """Mean and std of each layer's activations, the share of zeros among them, and the rms of their gradients."""
+    """Mean, std and share of zeros of each layer's activations and the rms of their gradients, in `stats`."""
 
     def __init__(
         self,
@@ -556,14 +578,16 @@ class ActivationStats(Callback):
     def before_batch(self, learn: Any) -> None:
         self.after_fit(learn)
         if learn.step % self.every: return
-        self._outs, self._watching = [], watch(learn.model.net, lambda name, layer, args, out: self._outs.append((name, layer, out)))
+        self._outs, self._watching = [], watch(learn.model.net, lambda name, layer, args,
+                                               out: self._outs.append((name, layer, out)))
         self._watching.__enter__()
 
     def after_backward(self, learn: Any) -> None:
         if self._watching is None: return
         self.steps.append(learn.step)
         for name, layer, out in self._outs:
-            found = self.stats.setdefault(f"{name} {type(layer).__name__}", {k: [] for k in ("mean", "std", "zeros", "grad")})
+            found = self.stats.setdefault(f"{name} {type(layer).__name__}",
+                                          {k: [] for k in ("mean", "std", "zeros", "grad")})
             g = getattr(out, "g", None)
             rms = math.nan if g is None else g.square().mean().sqrt().item()
             numbers = out.mean().item(), out.std(correction=0).item(), (out == 0).float().mean().item(), rms
@@ -574,7 +598,7 @@ class ActivationStats(Callback):
         if self._watching is not None: self._watching.__exit__(None, None, None)
         self._outs, self._watching = [], None
 
-# %% ../nbs/07_training.ipynb #056e28c1
+# %% ../nbs/07_training.ipynb #bec7fc14
 def plot_stats(
     stats: ActivationStats,  # what was seen
     kinds: Sequence[str] = ("std", "grad"),  # of "mean", "std", "zeros", "grad": one panel each
@@ -582,12 +606,14 @@ def plot_stats(
     """Return the axes of a new figure: the curve of each layer, by step."""
     import matplotlib.pyplot as plt
     from fromfound.plots import plot_curves
-    names = {"mean": "mean of activations", "std": "std of activations", "zeros": "share of zeros", "grad": "rms of gradients"}
+    names = {"mean": "mean of activations", "std": "std of activations", "zeros": "share of zeros",
+             "grad": "rms of gradients"}
     if not stats.steps: raise ValueError("plot_stats: nothing has been seen yet")
     axes = plt.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 3.6), squeeze=False)[1][0]
     for ax, kind in zip(axes, kinds):
         curves = {name: found[kind] for name, found in stats.stats.items()}
-        plot_curves(curves, x=stats.steps, ax=ax, xlabel="step", ylabel=names[kind], logy=kind == "grad", legend=ax is axes[0])
+        plot_curves(curves, x=stats.steps, ax=ax, xlabel="step", ylabel=names[kind], logy=kind == "grad",
+                    legend=ax is axes[0])
     return axes
 
 # %% ../nbs/07_training.ipynb #26755236
@@ -613,17 +639,18 @@ def _largest(*tensors: Any) -> float:
     "Return the largest absolute value in tensors of floats."
     return max((t.abs().max().item() for t in tensors if isinstance(t, Tensor) and t.numel()), default=0.0)
 
-# %% ../nbs/07_training.ipynb #1d554f40
+# %% ../nbs/07_training.ipynb #c9f7209a
 def _first_bad_layer(
     model: Model,  # its net is run again
     x: Tensor,  # the batch
 ) -> tuple[str, float, float, str] | None:
-    "Return name, largest input, largest weight and dtype of the first layer that makes finite numbers non-finite, or None."
+    "Return name, largest input, largest weight and dtype of the first layer with the fault, or None."
     found = []
 
     def see(name: str, layer: Module, args: tuple, out: Tensor) -> None:
         if not found and all(map(_finite, args)) and not _finite(out):
-            found.append((f"net.{name} {layer}", _largest(*args), _largest(*layer.parameters()), str(out.dtype)))
+            found.append((f"net.{name} {layer}", _largest(*args), _largest(*layer.parameters()),
+                          str(out.dtype)))
 
     with no_grad(), torch.no_grad(), watch(model.net, see): model.net(x)
     return found[0] if found else None
@@ -635,12 +662,14 @@ def _trend(
     "Return a sentence about where the loss came from, and the learning rate."
     lr = learn.opt.param_groups[0]["lr"]
     losses = next((c.steps["loss"] for c in learn.callbacks if isinstance(c, History)), [])[-10:]
-    if not losses: return f"This is the first step: are the weights initialised to the right scale? (lr is {lr:g})"
+    if not losses:
+        return f"This is the first step: are the weights initialised to the right scale? (lr is {lr:g})"
     grown = f"The loss went from {losses[0]:.3g} to {losses[-1]:.3g} in the last {len(losses)} steps"
-    if losses[-1] > 2 * losses[0]: return f"{grown}: the learning rate, {lr:g}, is too high; try a tenth of it, or ClipGradNorm"
+    if losses[-1] > 2 * losses[0]:
+        return f"{grown}: the learning rate, {lr:g}, is too high; try a tenth of it, or ClipGradNorm"
     return f"{grown}, so it came at once: look at the batch (learn.x, learn.y); a lower lr than {lr:g} or ClipGradNorm may help"
 
-# %% ../nbs/07_training.ipynb #e7edb1f4
+# %% ../nbs/07_training.ipynb #4cd5310e
 def _diagnosis(
     learn: Any,  # in the middle of a step whose loss is not finite
 ) -> tuple[str, str]:
@@ -648,12 +677,15 @@ def _diagnosis(
     model, x, y = learn.model, learn.x, learn.y
     for name, t in (("x", x), ("y", y)):
         if not _finite(t):
-            rows = (~t.isfinite()).flatten(1 if t.dim() > 1 else 0).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
+            rows = (~t.isfinite()).flatten(1 if t.dim() > 1 else 0).reshape(len(t),
+                                                                            -1).any(1).nonzero().flatten().tolist()
             return f"batch {name}", f"The data hold NaN or infinities, in rows {rows[:5]} of this batch: mend the data"
     for name, p in model.named_parameters():
-        if not _finite(p): return name, "These weights were not finite before this step: an earlier update overflowed, or they were so from the start"
+        if not _finite(p):
+            return name, "These weights were not finite before this step: an earlier update overflowed, or they were so from the start"
     bad = _first_bad_layer(model, x)
-    if bad is None: return "loss_func", f"The net's outputs are finite, but the loss of them overflows. {_trend(learn)}"
+    if bad is None:
+        return "loss_func", f"The net's outputs are finite, but the loss of them overflows. {_trend(learn)}"
     where, input, weight, dtype = bad
     return where, f"Its inputs reach {input:.2g}, its parameters {weight:.2g}: too large for {dtype}. {_trend(learn)}"
 
@@ -663,25 +695,29 @@ class _Guard(Callback):
 
     def _stop(self, learn: Any, what: str, where: str, why: str) -> None:
         step = learn.step + 1
-        raise NonFiniteError(f"step {step} (epoch {learn.epoch + 1}): {what}. First seen at: {where}. {why}", step, where)
+        raise NonFiniteError(f"step {step} (epoch {learn.epoch + 1}): {what}. First seen at: {where}. {why}",
+                             step, where)
 
     def after_forward(self, learn: Any) -> None:
         if not math.isfinite(learn.loss): self._stop(learn, f"the loss is {learn.loss}", *_diagnosis(learn))
 
-# %% ../nbs/07_training.ipynb #23f71e72
+# %% ../nbs/07_training.ipynb #4e61ad2f
 class NaNGuard(_Guard):
-    """Stops training with a NonFiniteError when a loss or a gradient is NaN or infinite, before the weights are touched."""
+    """Raises NonFiniteError when a loss or a gradient is NaN or infinite, before the weights are touched."""
 
     def before_fit(self, learn: Any) -> None: self._named = list(learn.model.named_parameters())
 
     def after_backward(self, learn: Any) -> None:
         grads = {name: p.g for name, p in self._named if getattr(p, "g", None) is not None}
-        norms = torch._foreach_norm(list(grads.values()))  # one number per tensor: cheap, and enough to become suspicious
+        # one number per tensor: cheap, and enough to become suspicious
+        norms = torch._foreach_norm(list(grads.values()))
         if all(math.isfinite(norm) for norm in norms): return
         bad = [name for name, g in grads.items() if not _finite(g)]  # a norm can overflow where no number has
-        if bad: self._stop(learn, f"the loss is {learn.loss:.4g}, but gradients are not finite", bad[-1], _trend(learn))
+        if bad:
+            self._stop(learn, f"the loss is {learn.loss:.4g}, but gradients are not finite", bad[-1],
+                       _trend(learn))
 
-# %% ../nbs/07_training.ipynb #40b0478b
+# %% ../nbs/07_training.ipynb #45455734
 class _GlobalRandom:
     "The state of torch's own generators, for saving: the CPU's, and the GPUs' where they have been used."
 
@@ -690,15 +726,17 @@ class _GlobalRandom:
         return {"cpu": torch.get_rng_state(), "cuda": gpus}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not isinstance(state_dict, dict) or state_dict.keys() != {"cpu", "cuda"}: raise ValueError("rng: 'cpu' and 'cuda' are wanted")
+        if not isinstance(state_dict, dict) or state_dict.keys() != {"cpu", "cuda"}:
+            raise ValueError("rng: 'cpu' and 'cuda' are wanted")
         gpus = state_dict["cuda"]
         if gpus and not (torch.cuda.is_available() and len(gpus) <= torch.cuda.device_count()):
-            raise ValueError(f"rng: saved with {len(gpus)} GPUs, which are not here; load the model alone: load(path, model)")
+            raise ValueError(f"rng: saved with {len(gpus)} GPUs, which are not here; load the model alone: "
+                             "load(path, model)")
         _set_generator(torch.Generator(), state_dict["cpu"])  # tries it out
         for i, state in enumerate(gpus): torch.cuda.set_rng_state(state, i)
         torch.set_rng_state(state_dict["cpu"])
 
-# %% ../nbs/07_training.ipynb #91f7f3be
+# %% ../nbs/07_training.ipynb #fda6d02a
 class _Progress:
     "How far a learner is, for saving."
 
@@ -706,22 +744,25 @@ class _Progress:
 
     def state_dict(self) -> dict[str, Any]:
         if self.learn._in_step:
-            raise RuntimeError("Learner: in the middle of a step there is no state to save; save in after_step or after_epoch")
+            raise RuntimeError("Learner: in the middle of a step there is no state to save; save in "
+                               "after_step or after_epoch")
         return {name: getattr(self.learn, name) for name in ("step", "epoch", "batch", "epochs")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not isinstance(state_dict, dict) or state_dict.keys() != {"step", "epoch", "batch", "epochs"}:
             raise ValueError("progress: 'step', 'epoch', 'batch' and 'epochs' are wanted")
         for name, n in state_dict.items():
-            if not isinstance(n, int) or isinstance(n, bool) or n < 0: raise ValueError(f"progress: {name} is {n!r}")
-        if state_dict["batch"] > len(self.learn.loader): raise ValueError("progress: an epoch has not so many batches")
+            if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+                raise ValueError(f"progress: {name} is {n!r}")
+        if state_dict["batch"] > len(self.learn.loader):
+            raise ValueError("progress: an epoch has not so many batches")
         for name, n in state_dict.items(): setattr(self.learn, name, n)
 
-# %% ../nbs/07_training.ipynb #28b1f47c
+# %% ../nbs/07_training.ipynb #b5f7f7ce
 class _Interrupts:
-    """While it is entered, a first Ctrl-C is only noted, so that the step under way is finished; a second one counts at once.
+    """While it is entered, a first Ctrl-C is only noted, so that the step ends; a second counts at once.
 
-    Only in the main thread, which is where Python delivers Ctrl-C, and only if nobody else has taken it over."""
+    Only in the main thread, where Python delivers Ctrl-C, and only if nobody else has taken it over."""
 
     def __enter__(self) -> "_Interrupts":
         self.asked = False
@@ -737,7 +778,7 @@ class _Interrupts:
     def __exit__(self, *error: Any) -> None:
         if self._ours: signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# %% ../nbs/07_training.ipynb #d590791b
+# %% ../nbs/07_training.ipynb #eca3669d
 class _Setup:
     "What a Learner is made of."
 
@@ -747,30 +788,36 @@ class _Setup:
         self,
         model: Model,  # Model(net, loss_func)
         opt: Optimizer | Callable[[list], Optimizer],  # or a function that makes one of the parameters
-        data: Iterable | tuple[Tensor, Tensor],  # to learn from: a DataLoader, or (x, y): then in shuffled batches of 64
+        # to learn from: a DataLoader, or (x, y): then in shuffled batches of 64
+        data: Iterable | tuple[Tensor, Tensor],
         valid: Iterable | tuple[Tensor, Tensor] | None = None,  # to be judged by
         callbacks: Sequence[Callback] = (),  # in any order; each has its place
     ):
-        if not isinstance(model, Model): raise TypeError(f"Learner: model is a {type(model).__name__}, but a Model(net, loss_func) is wanted")
-        if not (isinstance(opt, Optimizer) or callable(opt)): raise TypeError(f"Learner: opt is a {type(opt).__name__}, no Optimizer")
+        if not isinstance(model, Model):
+            raise TypeError(f"Learner: model is a {type(model).__name__}, but a Model(net, loss_func) is "
+                            "wanted")
+        if not (isinstance(opt, Optimizer) or callable(opt)):
+            raise TypeError(f"Learner: opt is a {type(opt).__name__}, no Optimizer")
         self.model, self._opt, self.loader = model, opt, _as_loader(data, "Learner", shuffle=True)
         self.valid = None if valid is None else _as_loader(valid, "Learner", batch_size=1024)
         self.callbacks, self.stopped = [], None
-        self.step = self.epoch = self.batch = self.epochs = 0  # steps made, epochs finished, batches of the next one, the plan
+        # steps made, epochs finished, batches of the next one, the plan
+        self.step = self.epoch = self.batch = self.epochs = 0
         self.loss, self.values, self._in_step = math.nan, {}, False
         for callback in callbacks: self._add_callback(callback)
         for kind in self.always:
             if not any(isinstance(c, kind) for c in self.callbacks): self._add_callback(kind())
 
     def _add_callback(self, callback: Callback) -> None:
-        if not isinstance(callback, Callback): raise TypeError(f"Learner: a {type(callback).__name__} is no Callback")
+        if not isinstance(callback, Callback):
+            raise TypeError(f"Learner: a {type(callback).__name__} is no Callback")
         self.callbacks = sorted([*self.callbacks, callback], key=lambda c: c.order)
 
-# %% ../nbs/07_training.ipynb #ae4535a0
+# %% ../nbs/07_training.ipynb #d0facc19
 class _Access(_Setup):
     @property
     def opt(self) -> Optimizer:
-        "The optimiser; it is made when it is needed for the first time, if a function was given that makes it."
+        "The optimiser; made when it is first needed, if a function was given that makes it."
         if not isinstance(self._opt, Optimizer): self._opt = self._opt(list(self.model.parameters()))
         return self._opt
 
@@ -779,16 +826,17 @@ class _Access(_Setup):
         "The losses, and what else was recorded."
         return next((c for c in self.callbacks if isinstance(c, History)), None)
 
-# %% ../nbs/07_training.ipynb #29c908fa
+# %% ../nbs/07_training.ipynb #a8b4a8a2
 class _Growing(_Access):
     def add(
         self,
         what: Module | Callback,  # a layer for the end of the net, which must be a Sequential, or a callback
     ) -> "Learner":
-        "Return the learner, after adding a layer or a callback. The optimiser trains a layer that comes later too."
+        "Return the learner, after adding a layer or a callback. The optimiser trains late layers too."
         if isinstance(what, Callback): self._add_callback(what)
         elif not isinstance(self.model.net, Sequential):
-            raise TypeError(f"Learner.add: layers are added to a Sequential, but the net is a {type(self.model.net).__name__}")
+            raise TypeError(f"Learner.add: layers are added to a Sequential, but the net is a "
+                            f"{type(self.model.net).__name__}")
         else:
             self.model.net.append(what)
             new = list(what.parameters())
@@ -802,13 +850,15 @@ class _Growing(_Access):
         "End the run after this step, and the plan with it. For callbacks."
         self.stopped, self.epochs = why, self.epoch
 
-# %% ../nbs/07_training.ipynb #7d17c808
+# %% ../nbs/07_training.ipynb #78841b74
 class _Parts(_Growing):
     def parts(self) -> dict[str, Any]:
         "Return everything that has to be saved for the run to go on exactly, by name."
         if not hasattr(self.loader, "state_dict"):
-            raise TypeError(f"Learner: a {type(self.loader).__name__} cannot say where it is; a DataLoader can be saved")
-        parts = {"model": self.model, "opt": self.opt, "loader": self.loader, "rng": _GlobalRandom(), "progress": _Progress(self)}
+            raise TypeError(f"Learner: a {type(self.loader).__name__} cannot say where it is; a DataLoader "
+                            "can be saved")
+        parts = {"model": self.model, "opt": self.opt, "loader": self.loader, "rng": _GlobalRandom(),
+                 "progress": _Progress(self)}
         for callback in self.callbacks:
             if not callback.state_dict(): continue
             name = f"callback {type(callback).__name__}"
@@ -827,10 +877,10 @@ class _Parts(_Growing):
         self,
         path: str | os.PathLike,  # of a file that `save` wrote
     ) -> dict[str, Any]:  # what else is in the file
-        "Go to where the saved run was, or raise and change nothing: see `load`. `fit()` then finishes what it had planned."
+        "Go to where the saved run was, or raise and change nothing: see `load`. `fit()` then finishes it."
         return load(path, self)
 
-# %% ../nbs/07_training.ipynb #ae72d7ae
+# %% ../nbs/07_training.ipynb #eb2473b3
 class _Events(_Parts):
     def _call(self, event: str) -> None:
         failed = None
@@ -840,7 +890,8 @@ class _Events(_Parts):
                 if method is not None: method(self)
             except BaseException as error:
                 if event not in ("after_step", "after_epoch", "after_fit"): raise
-                failed = failed or error  # what has happened has happened: the other callbacks must hear of it too
+                # what has happened has happened: the other callbacks must hear of it too
+                failed = failed or error
         if failed is not None: raise failed
 
 # %% ../nbs/07_training.ipynb #12a1c306
@@ -904,12 +955,13 @@ class _Epochs(_Steps):
         self._call("after_epoch")
         if interrupts.asked: raise KeyboardInterrupt
 
-# %% ../nbs/07_training.ipynb #05b16426
+# %% ../nbs/07_training.ipynb #dd7fa651
 class _Fits(_Epochs):
     def _plan(self, epochs: int | None) -> None:
         "Set the number of epochs at which the run shall end, or raise ValueError."
         if epochs is None:
-            if not self.epochs: raise ValueError("Learner.fit: how many epochs? There is no run to be finished")
+            if not self.epochs:
+                raise ValueError("Learner.fit: how many epochs? There is no run to be finished")
         elif not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise ValueError(f"Learner.fit: epochs is {epochs!r}, but a whole number of at least 1 is wanted")
         else: self.epochs = self.epoch + epochs
@@ -928,17 +980,17 @@ class _Fits(_Epochs):
             print(f"interrupted after step {self.step}; fit() goes on from here")
         finally: self._call("after_fit")
 
-# %% ../nbs/07_training.ipynb #495f8fd1
+# %% ../nbs/07_training.ipynb #30d6ff61
 class Learner(_Fits):
-    """A model, an optimiser, data and callbacks: it trains, predicts, and can be interrupted, saved and taken up again."""
+    """Model, optimiser, data and callbacks: trains, predicts, can be interrupted, saved and taken up again."""
 
     def fit(
         self,
         epochs: int | None = None,  # how many more; None: as many as an interrupted or loaded run had left
     ) -> History:
-        """Return the history, after training on. An epoch that was interrupted is finished first, and counts as one.
+        """Return the history, after training on. An interrupted epoch is finished first, and counts as one.
 
-        Ctrl-C ends the run after the step under way. A step that fails is taken back before the error comes through."""
+        Ctrl-C ends the run after the step. A step that fails is taken back before the error comes through."""
         self._plan(epochs)
         self.stopped = None
         if self.epoch < self.epochs:
@@ -957,25 +1009,27 @@ class Learner(_Fits):
     def __repr__(self) -> str:
         return f"Learner({self.model}, {type(self._opt).__name__}, {self.epoch} epochs, {self.step} steps)"
 
-# %% ../nbs/07_training.ipynb #c0f2fbbe
+# %% ../nbs/07_training.ipynb #9337fe67
 def _pack(
     value: Any,  # tensors, numbers, texts, None, in lists, tuples and dicts
     name: str,  # of the tensor, if it is one
     tensors: dict[str, Tensor],  # where tensors go
 ) -> Any:
-    "Return value as JSON can hold it, tensors replaced by their names; TypeError for what is none of these things."
+    "Return value as JSON can hold it, tensors replaced by their names; TypeError for other things."
     if isinstance(value, Tensor):
         if name in tensors: raise TypeError(f"save: two tensors would be called {name!r}")
         tensors[name] = value.detach()
         return {"tensor": name}
     if value is None or isinstance(value, (bool, int, str)): return value
-    if isinstance(value, float): return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(k, (str, int)) for k in value):
         return {"dict": [[k, _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
-    raise TypeError(f"save: {name} is a {type(value).__name__}; tensors, numbers, texts, None, lists, tuples and dicts can be saved")
+    raise TypeError(f"save: {name} is a {type(value).__name__}; tensors, numbers, texts, None, lists, "
+                    "tuples and dicts can be saved")
 
 # %% ../nbs/07_training.ipynb #1bf05ee8
 def _unpack(
@@ -990,7 +1044,7 @@ def _unpack(
     if kind == "dict": return {_key(k): _unpack(v, tensors) for k, v in content}
     return {"list": list, "tuple": tuple}[kind](_unpack(v, tensors) for v in content)
 
-# %% ../nbs/07_training.ipynb #e2019783
+# %% ../nbs/07_training.ipynb #88dee2cd
 def _key(key: Any) -> str | int:
     "Return a key of a dict, or raise ValueError for what is none."
     if isinstance(key, bool) or not isinstance(key, (str, int)): raise ValueError(f"{key!r} is no key")
@@ -1013,20 +1067,22 @@ def _file_bytes(
     parts: dict[str, Any],  # what is to be saved, by name
 ) -> bytes:
     "Return what is to be in the file."
-    from safetensors.torch import save as to_bytes  # here, so that importing the module does not take it along
+    # here, so that importing the module does not take it along
+    from safetensors.torch import save as to_bytes
     tensors = {}
     packed = json.dumps({name: _pack(value, name, tensors) for name, value in parts.items()}, allow_nan=False)
-    tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}  # tied ones twice
+    # tied ones twice
+    tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     head = {"version": FILE_VERSION, "sha256": _digest(packed, tensors), "parts": packed}
     return to_bytes(tensors, {"fromfound": json.dumps(head)})
 
-# %% ../nbs/07_training.ipynb #6da5918e
+# %% ../nbs/07_training.ipynb #971f6919
 #: Version of what `save` writes; `load` reads no other.
 FILE_VERSION = 1
 
 
 def _lock(file: Any) -> bool | None:
-    "Return whether the open file is ours alone until it is closed or the process dies; None where there are no locks."
+    "Return whether the open file is ours alone until it is closed; None where there are no locks."
     try:
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1045,11 +1101,11 @@ def _sweep(
         with suppress(OSError), open(path.parent / name, "r+b") as file:
             if _lock(file): os.unlink(path.parent / name)
 
-# %% ../nbs/07_training.ipynb #ca2b4f77
+# %% ../nbs/07_training.ipynb #5680c829
 def _open_part(
     path: Path,  # of the file that is going to be saved
 ) -> tuple[Path, Any]:
-    "Return the path of a new temporary file in the same folder, and the file: open, and locked where that is possible."
+    "Return the path of a new temporary file in the same folder, and the file: open, and locked if possible."
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.saving")
         file = open(part, "xb")
@@ -1101,33 +1157,36 @@ def _named_parts(
     if twice: raise ValueError(f"{sorted(twice)} is a part of the learner already")
     return {**own, **parts}
 
-# %% ../nbs/07_training.ipynb #f30dce8b
+# %% ../nbs/07_training.ipynb #977b6786
 def save(
     path: str | os.PathLike,  # of the file; its folder must be there
     model: Any = None,  # a Learner, with all that belongs to it, or a model
-    **parts: Any,  # more by name: opt, loader, schedule …, a Generator, or plain numbers, texts, tensors, lists, dicts
+    # more by name: opt, loader, schedule …, a Generator, or plain numbers, texts, tensors, lists, dicts
+    **parts: Any,
 ) -> None:
     """Return nothing; write the file, whole or not at all, in the safetensors format. Nothing is pickled.
 
-    Of what has a state_dict, that is saved; `torch.default_generator` is torch's own generator. A process that is
-    killed on the way leaves the old file; what it leaves besides, the next save removes. Raises TypeError for
-    what cannot be saved and OSError for what cannot be written, and leaves the old file."""
+    Of what has a state_dict, that is saved; `torch.default_generator` is torch's own generator. A process
+    that is killed on the way leaves the old file; what it leaves besides, the next save removes. Raises TypeError
+    for what cannot be saved and OSError for what cannot be written, and leaves the old file."""
     path = Path(os.path.realpath(path))
     data = _file_bytes({name: _state_of(part) for name, part in _named_parts(model, parts).items()})
     _sweep(path)
     _write_whole(path, data)
 
-# %% ../nbs/07_training.ipynb #0bbb62cc
+# %% ../nbs/07_training.ipynb #60b83c4a
 def _read_tensors(
     path: Path,  # of a file
 ) -> tuple[str, dict[str, Tensor]]:
     "Return what save wrote into the header, and the tensors; ValueError if it is no whole safetensors file."
     from safetensors import safe_open
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"load: {path} is no ordinary file")
     with open(path, "rb"): pass  # a missing file and a folder raise what they always do
-    if not path.is_file(): raise ValueError(f"load: {path} is no file")
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("fromfound"), {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            return (file.metadata() or {}).get("fromfound"), tensors
     except Exception as error:  # the format's library decides what is wrong with it
         with open(path, "rb") as file: first = file.read(2)
         hint = "; it looks like a pickle or a zip, as torch.save writes them: those are never opened here"
@@ -1146,7 +1205,7 @@ def _read(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"load: {path} is damaged or forged: {type(error).__name__}: {error}") from error
 
-# %% ../nbs/07_training.ipynb #3f62e948
+# %% ../nbs/07_training.ipynb #d6f7909d
 def _read_parts(
     header: str,  # what save wrote into the header
     tensors: dict[str, Tensor],  # the file's
@@ -1154,48 +1213,58 @@ def _read_parts(
     "Return what was saved, by name; an error of some kind if anything does not fit together."
     head = json.loads(header)
     if head["version"] != FILE_VERSION:
-        raise ValueError(f"version {head['version']!r} of the format, this fromfound reads version {FILE_VERSION}")
-    if _digest(head["parts"], tensors) != head["sha256"]: raise ValueError("its SHA-256 sum is not the one that it was saved with")
+        raise ValueError(f"version {head['version']!r} of the format, this fromfound reads version "
+                         f"{FILE_VERSION}")
+    if _digest(head["parts"], tensors) != head["sha256"]:
+        raise ValueError("its SHA-256 sum is not the one that it was saved with")
     parts = {name: _unpack(packed, tensors) for name, packed in json.loads(head["parts"]).items()}
     if tensors: raise ValueError(f"tensors that belong to nothing: {sorted(tensors)[:3]}")
     return parts
 
-# %% ../nbs/07_training.ipynb #dbd8a673
+# %% ../nbs/07_training.ipynb #5eb6fc95
 def _check_alike(
     own: Any,  # what is there
     saved: Any,  # what shall take its place
     where: str,  # names it in messages
 ) -> None:
-    "Return nothing, or raise ValueError unless both are of one build: the same names, kinds, lengths, shapes and dtypes."
-    kinds = [next((k for k in (Tensor, bool, (int, float), str, tuple, list, dict) if isinstance(v, k)), None) for v in (own, saved)]
+    "Return nothing, or raise ValueError unless names, kinds, lengths, shapes and dtypes are the same."
+    kinds = [next((k for k in (Tensor, bool, (int, float), str, tuple, list, dict) if isinstance(v, k)),
+                  None) for v in (own, saved)]
     if own is None: return  # None stands for what has not been set yet
-    if kinds[0] != kinds[1]: raise ValueError(f"{where} is a {type(saved).__name__} in the file, but a {type(own).__name__} here")
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{where} is a {type(saved).__name__} in the file, but a {type(own).__name__} here")
     if isinstance(own, Tensor) and (own.shape, own.dtype) != (saved.shape, saved.dtype):
-        raise ValueError(f"{where} is {tuple(saved.shape)} {saved.dtype} in the file, but {tuple(own.shape)} {own.dtype} here")
+        raise ValueError(f"{where} is {tuple(saved.shape)} {saved.dtype} in the file, but "
+                         f"{tuple(own.shape)} {own.dtype} here")
     if isinstance(own, dict):
         missing, extra = list(own.keys() - saved.keys()), list(saved.keys() - own.keys())
-        if missing or extra: raise ValueError(f"{where}: {missing[:3]} missing in the file, {extra[:3]} unknown here")
+        if missing or extra:
+            raise ValueError(f"{where}: {missing[:3]} missing in the file, {extra[:3]} unknown here")
         for name in own: _check_alike(own[name], saved[name], f"{where}.{name}")
     if isinstance(own, (list, tuple)):
-        if len(own) != len(saved): raise ValueError(f"{where} has {len(saved)} entries in the file, but {len(own)} here")
+        if len(own) != len(saved):
+            raise ValueError(f"{where} has {len(saved)} entries in the file, but {len(own)} here")
         for i, (a, b) in enumerate(zip(own, saved)): _check_alike(a, b, f"{where}[{i}]")
 
-# %% ../nbs/07_training.ipynb #a0f9fb55
+# %% ../nbs/07_training.ipynb #8bd16c48
 def _check_opt(
     name: str,  # of the part
     own: dict,  # the optimiser's state dict
     saved: Any,  # what shall take its place; the states of the parameters it checks itself
 ) -> None:
     "Return nothing, or raise ValueError unless the groups of parameters have options of the same kinds."
-    if not isinstance(saved, dict) or saved.keys() != own.keys(): raise ValueError(f"{name} is no optimiser's state")
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        raise ValueError(f"{name} is no optimiser's state")
     groups = saved["param_groups"]
-    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]): raise ValueError(f"{name} has other groups")
+    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
+        raise ValueError(f"{name} has other groups")
     for i, (a, b) in enumerate(zip(own["param_groups"], groups)):
-        if not isinstance(b, dict) or a["params"] != b.get("params"): raise ValueError(f"{name} group {i} has other parameters")
+        if not isinstance(b, dict) or a["params"] != b.get("params"):
+            raise ValueError(f"{name} group {i} has other parameters")
         both = a.keys() & b.keys()  # which options there must be, the optimiser knows
         _check_alike({k: a[k] for k in both}, {k: b[k] for k in both}, f"{name} group {i}")
 
-# %% ../nbs/07_training.ipynb #e6b7f5e4
+# %% ../nbs/07_training.ipynb #5251a9f6
 def _check_part(
     name: str,  # of the part
     part: Any,  # what is there
@@ -1204,10 +1273,12 @@ def _check_part(
 ) -> None:
     "Return nothing, or raise ValueError if one can see without writing anything that the state does not fit."
     if isinstance(part, Generator): _set_generator(Generator(device=part.device), saved)
-    elif isinstance(part, (Module, torch.nn.Module, LRScheduler)): _check_alike(part.state_dict(), saved, name)
+    elif isinstance(part, (Module, torch.nn.Module, LRScheduler)):
+        _check_alike(part.state_dict(), saved, name)
     elif isinstance(part, Schedule): _check_alike(part.state_dict(), saved, name)
     elif isinstance(part, Optimizer): _check_opt(name, part.state_dict(), saved)
-    elif isinstance(part, EarlyStopping) and model is not None and isinstance(saved, dict) and saved.get("weights"):
+    elif isinstance(part, EarlyStopping) and model is not None and isinstance(saved,
+                                                                              dict) and saved.get("weights"):
         _check_alike(model.state_dict(), saved["weights"], f"{name}.weights")
 
 
@@ -1216,7 +1287,7 @@ def _put(part: Any, state: Any) -> None:
     if isinstance(part, Generator): _set_generator(part, state)
     else: part.load_state_dict(state)
 
-# %% ../nbs/07_training.ipynb #2d93121e
+# %% ../nbs/07_training.ipynb #93e5f2f6
 def _restore(
     parts: dict[str, Any],  # what shall take over a state, by name
     saved: dict[str, Any],  # the states
@@ -1224,8 +1295,10 @@ def _restore(
     "Return nothing; restore all parts, or raise ValueError and leave all as they were."
     for name, part in parts.items():
         if not (isinstance(part, Generator) or hasattr(part, "load_state_dict")):
-            raise TypeError(f"load: nothing can be loaded into {name}, a {type(part).__name__}; leave it out, and load returns it")
-        if name not in saved: raise ValueError(f"load: there is no {name!r} in the file, which holds {sorted(saved)}")
+            raise TypeError(f"load: nothing can be loaded into {name}, a {type(part).__name__}; leave it "
+                            "out, and load returns it")
+        if name not in saved:
+            raise ValueError(f"load: there is no {name!r} in the file, which holds {sorted(saved)}")
         try: _check_part(name, part, saved[name], parts.get("model"))
         except ValueError as error: raise ValueError(f"load: {error}") from error
     before = {name: copy.deepcopy(_state_of(part)) for name, part in parts.items()}
@@ -1236,24 +1309,25 @@ def _restore(
         if not isinstance(error, Exception): raise
         raise ValueError(f"load: {name}: {error}") from error
 
-# %% ../nbs/07_training.ipynb #a54fa6a9
+# %% ../nbs/07_training.ipynb #3b178ad2
 def load(
     path: str | os.PathLike,  # of a file that `save` wrote
     model: Any = None,  # a Learner or a model, of the build that was saved
     **parts: Any,  # the others that were saved, by name, and shall be restored
 ) -> dict[str, Any]:  # what else is in the file, by name
-    """Return what is in the file and was not asked for, after restoring what was, or raise and change nothing.
+    """Return what else is in the file, after restoring what was asked for, or raise and change nothing.
 
-    Raises FileNotFoundError, and ValueError for a file that is cut off, damaged, forged, of another kind or version,
-    or whose names, shapes or dtypes do not fit. Nothing is unpickled."""
+    Raises FileNotFoundError, and ValueError for a file that is cut off, damaged, forged, of another kind or
+    version, or whose names, shapes or dtypes do not fit. Nothing is unpickled."""
     saved, parts = _read(Path(path)), _named_parts(model, parts)
     rest = {name: state for name, state in saved.items() if name not in parts}
     lost = [name for name in rest if name.startswith("callback ")]
-    if lost and isinstance(model, Learner): raise ValueError(f"load: saved with {lost}, which this learner does not have")
+    if lost and isinstance(model, Learner):
+        raise ValueError(f"load: saved with {lost}, which this learner does not have")
     _restore(parts, saved)
     return rest
 
-# %% ../nbs/07_training.ipynb #3df7d3d5
+# %% ../nbs/07_training.ipynb #c5cfa0f7
 class _Saves(_Best):
     "What a Checkpoint holds."
 
@@ -1266,9 +1340,12 @@ class _Saves(_Best):
         mode: str = "min",  # "max" if high values are good
     ):
         super().__init__(monitor, mode, 0.0)
-        if unit not in ("epoch", "step"): raise ValueError(f"Checkpoint: unit is {unit!r}, but 'epoch' or 'step' is wanted")
-        if not isinstance(every, int) or every < 1: raise ValueError(f"Checkpoint: every is {every!r}, not 1 or more")
-        if monitor and unit == "step": raise ValueError("Checkpoint: values are known after epochs, not after steps")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"Checkpoint: unit is {unit!r}, but 'epoch' or 'step' is wanted")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"Checkpoint: every is {every!r}, not 1 or more")
+        if monitor and unit == "step":
+            raise ValueError("Checkpoint: values are known after epochs, not after steps")
         self.path, self.every, self.unit, self._saved = Path(path), every, unit, None
 
     def state_dict(self) -> dict[str, Any]: return {"best": self.best} if self.monitor else {}
@@ -1278,9 +1355,9 @@ class _Saves(_Best):
         if not (best is None or isinstance(best, float)): raise ValueError(f"Checkpoint: best is {best!r}")
         self.best = best
 
-# %% ../nbs/07_training.ipynb #24d34a9f
+# %% ../nbs/07_training.ipynb #6048355e
 class Checkpoint(_Saves):
-    """Saves the learner every so many epochs or steps and when a fit ends, or whenever a value is the best so far."""
+    """Saves the learner every so often and when a fit ends, or whenever a value is the best so far."""
 
     order = 90  # when all others have had their say
 
@@ -1294,12 +1371,15 @@ class Checkpoint(_Saves):
         if self.unit == "step" and learn.step % self.every == 0: self._save(learn)
 
     def after_epoch(self, learn: Any) -> None:
-        if self.unit == "epoch" and learn.epoch % self.every == 0 and (not self.monitor or self._is_better(learn)): self._save(learn)
+        due = self.unit == "epoch" and learn.epoch % self.every == 0
+        if due and (not self.monitor or self._is_better(learn)):
+            self._save(learn)
 
     def after_fit(self, learn: Any) -> None:
-        if not self.monitor and not learn._in_step and self._saved != (learn.step, learn.epoch): self._save(learn)
+        if not self.monitor and not learn._in_step and self._saved != (learn.step, learn.epoch):
+            self._save(learn)
 
-# %% ../nbs/07_training.ipynb #17d18993
+# %% ../nbs/07_training.ipynb #8f3a858b
 def _predictor(
     model: Any,  # a Learner, a Model, a layer or a function
 ) -> Callable[[Tensor], Tensor]:
@@ -1321,41 +1401,45 @@ def plot_decision_boundary(
     steps: int = 200,  # points of the grid in each direction
     title: str = "",  # printed above
 ) -> Any:  # matplotlib's axes
-    """Return the axes with the points, and behind them the class that the model gives to each point of the plane.
+    """Return the axes with the points, and behind them the class that the model gives to each place.
 
     Raises ValueError unless x is (n, 2) and y is (n,)."""
     need_tensors("plot_decision_boundary", x=x, y=y)
     if x.dim() != 2 or x.shape[1] != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"plot_decision_boundary: (n, 2) and (n,) are wanted, but x is {tuple(x.shape)}, y is {tuple(y.shape)}")
+        raise ValueError(f"plot_decision_boundary: (n, 2) and (n,) are wanted, but x is {tuple(x.shape)}, "
+                         f"y is {tuple(y.shape)}")
     return _draw_boundary(_predictor(model), x.detach().cpu(), y.cpu(), x, ax, steps, title)
 
-# %% ../nbs/07_training.ipynb #06d65dae
+# %% ../nbs/07_training.ipynb #b5a9e6ff
 def _draw_boundary(
     predict: Callable, points: Tensor, y: Tensor, like: Tensor, ax: Any, steps: int, title: str
 ) -> Any:
-    "Return the axes with regions, boundaries and points drawn; `like` has the device and dtype that predict wants."
+    "Return the axes with all drawn; `like` has the device and dtype that predict wants."
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
     from fromfound.plots import COLORS, MARKERS
     if ax is None: ax = plt.subplots(figsize=(4.6, 4.2))[1]
     low, high = points.amin(0), points.amax(0)
     margin = 0.08 * (high - low).clamp(min=1e-6)
-    a, b = (torch.linspace(lo, hi, steps) for lo, hi in zip((low - margin).tolist(), (high + margin).tolist()))
+    a, b = (torch.linspace(lo, hi, steps) for lo,
+            hi in zip((low - margin).tolist(), (high + margin).tolist()))
     grid = torch.cartesian_prod(a, b)
     classes = predict(grid.to(like)).argmax(1).reshape(steps, steps).T.cpu().numpy()
     a, b, points, y = a.numpy(), b.numpy(), points.float().numpy(), y.numpy()
     n = int(max(classes.max(), y.max())) + 1
     colors = [COLORS[k % 7] for k in range(n)]
-    ax.pcolormesh(a, b, classes, cmap=ListedColormap(colors), vmin=-0.5, vmax=n - 0.5, alpha=0.3, rasterized=True)
+    ax.pcolormesh(a, b, classes, cmap=ListedColormap(colors), vmin=-0.5, vmax=n - 0.5, alpha=0.3,
+                  rasterized=True)
     for k in range(n):
         if 0 < (classes == k).sum() < classes.size:
             ax.contour(a, b, classes == k, levels=[0.5], colors="#333333", linewidths=0.8)
-        ax.scatter(*points[y == k].T, s=16, color=colors[k], marker=MARKERS[k % 7], edgecolor="white", linewidth=0.4, label=f"class {k}")
+        ax.scatter(*points[y == k].T, s=16, color=colors[k], marker=MARKERS[k % 7], edgecolor="white",
+                   linewidth=0.4, label=f"class {k}")
     ax.set(title=title, xlabel="x₁", ylabel="x₂")
     ax.grid(False)
     return ax
 
-# %% ../nbs/07_training.ipynb #8aff2594
+# %% ../nbs/07_training.ipynb #0efd09b9
 def confusion_matrix(
     input: Tensor,  # (n, classes) logits
     target: Tensor,  # (n,) labels
@@ -1371,21 +1455,21 @@ def plot_confusion(
     target: Tensor,  # (n,) labels
     ax: Any = None,  # matplotlib's axes; a new figure unless told
 ) -> Any:  # matplotlib's axes
-    """Return the axes with the confusion matrix, shaded by the scale of the mistakes, so that a single one stands out."""
+    """Return the axes with the confusion matrix, shaded so that a single mistake stands out."""
     from fromfound.plots import show_matrix
     counts = confusion_matrix(input, target)
     wrong = counts - counts.diag().diag()
     vmax = max(1, int(wrong.max()))
     return show_matrix(counts, ax=ax, fmt="d", vmax=vmax, xlabel="taken for", ylabel="is")
 
-# %% ../nbs/07_training.ipynb #24ac6274
+# %% ../nbs/07_training.ipynb #f4bdc83d
 def plot_worst(
     images: Tensor,  # (n, h*w) or (n, 1, h, w)
     input: Tensor,  # (n, classes) logits
     target: Tensor,  # (n,) labels
     n: int = 10,  # how many at most
 ) -> Any:  # matplotlib's axes, one per image
-    """Return the axes of a new figure: the mistakes in which the net was surest, with what each is and was taken for.
+    """Return the axes of a new figure: the mistakes of which the net was surest, what is and what was read.
 
     Raises ValueError if there is no mistake."""
     from fromfound.plots import show_images
