@@ -465,7 +465,7 @@ def _look_again(probe: _Probe, places: list, got: float, tolerance: float, exact
     if low - slack <= got <= high + slack: return "kink"
     return "kink" if exact is not None and abs(got - exact) <= tolerance else "wrong"
 
-# %% ../nbs/03_backward.ipynb #a1f12a1d
+# %% ../nbs/03_backward.ipynb #0c3be4b8
 def _element(name: str, index: tuple) -> str:
     "Return how an element is written: weight[2, 1]; the only one of a 0-d tensor goes by the name alone."
     return f"{name}[{', '.join(map(str, index))}]" if index else name
@@ -480,6 +480,7 @@ def _pattern(got: Tensor, want: Tensor) -> str:
     ratio = got[counts] / want[counts]
     if len(ratio) > 1 and (ratio / ratio[0] - 1).abs().max() < 1e-6 and abs(ratio[0] - 1) > 1e-4:
         return f"; every element is {ratio[0].item():.6g} times what it should be"
+    if (got - want).abs().max() <= 1e-6 * _largest(want): return "; as if something were computed in float32"
     return ""
 
 

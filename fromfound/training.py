@@ -55,7 +55,7 @@ def _check_loader(
         raise ValueError(f"DataLoader: {len(x)} examples do not fill a batch of {batch_size}, and "
                          "drop_last leaves out the rest")
 
-# %% ../nbs/07_training.ipynb #d9de8b59
+# %% ../nbs/07_training.ipynb #7e4757ec
 class _Batches:
     "What a DataLoader holds."
 
@@ -81,7 +81,7 @@ class _Batches:
         return len(self.x) // self.batch_size if self.drop_last else -(-len(self.x) // self.batch_size)
 
     def __repr__(self) -> str:
-        return f"DataLoader({len(self.x)} examples, {len(self)} batches of {self.batch_size}, shuffle={self.shuffle})"
+        return f"DataLoader({len(self.x)} examples in {len(self)} batches, shuffle={self.shuffle})"
 
 # %% ../nbs/07_training.ipynb #9062112a
 class _ShuffledBatches(_Batches):
@@ -198,14 +198,14 @@ def fit(
         losses.append(total / len(loader))
     return losses
 
-# %% ../nbs/07_training.ipynb #c54eedf9
+# %% ../nbs/07_training.ipynb #9adae535
 EVENTS = ("before_fit", "before_epoch", "before_batch", "after_forward", "after_backward", "after_step",
           "after_epoch",
           "after_fit")
 
 
 class Callback:
-    """Base of all callbacks: a subclass writes a method, given the learner, for each event that it listens to.
+    """Base of all callbacks: a subclass writes a method, given the learner, for each event it hears of.
 
     Events, in order: before_fit, before_epoch, before_batch, after_forward (the loss is there),
     after_backward (the gradients are there), after_step (the weights have moved), after_epoch, after_fit."""
@@ -254,7 +254,7 @@ class _Curves(Callback):
         learn.values["loss"] = sum(losses) / len(losses)
         self.rows.append(learn.values)  # later callbacks add to the same dict
 
-# %% ../nbs/07_training.ipynb #f8b5f41c
+# %% ../nbs/07_training.ipynb #9a68b18c
 def _is_curve(t: Any) -> bool: return isinstance(t, Tensor) and t.dim() == 1 and t.dtype == torch.float64
 
 
@@ -275,7 +275,8 @@ class _SavedCurves(_Curves):
         for kind, curves in state_dict.items():
             if not isinstance(curves, dict) or not all(map(_is_curve, curves.values())):
                 raise ValueError(f"History: {kind} are no curves")
-            if len({len(t) for t in curves.values()}) > 1 or kind == "steps" and curves.keys() != self.steps.keys():
+            named = kind == "epochs" or curves.keys() == self.steps.keys()
+            if len({len(t) for t in curves.values()}) > 1 or not named:
                 raise ValueError(f"History: {kind} are no curves of one length")
         self.steps = {name: t.tolist() for name, t in state_dict["steps"].items()}
         values = {name: t.tolist() for name, t in state_dict["epochs"].items()}
@@ -565,7 +566,16 @@ def watch(
             m.__dict__.pop("forward", None)
             if before[name] is not None: m.__dict__["forward"] = before[name]
 
-# %% ../nbs/07_training.ipynb #9be5a541
+# %% ../nbs/07_training.ipynb #1355e61b
+def _four_numbers(
+    out: Tensor,  # of a layer
+) -> tuple[float, float, float, float]:
+    "Return mean, std and share of zeros of out, and the rms of its gradient: NaN if it has none."
+    g = getattr(out, "g", None)
+    rms = math.nan if g is None else g.square().mean().sqrt().item()
+    return out.mean().item(), out.std(correction=0).item(), (out == 0).float().mean().item(), rms
+
+# %% ../nbs/07_training.ipynb #4cb2c3bd
 class ActivationStats(Callback):
     """Mean, std and share of zeros of each layer's activations and the rms of their gradients, in `stats`."""
 
@@ -578,20 +588,18 @@ class ActivationStats(Callback):
     def before_batch(self, learn: Any) -> None:
         self.after_fit(learn)
         if learn.step % self.every: return
-        self._outs, self._watching = [], watch(learn.model.net, lambda name, layer, args,
-                                               out: self._outs.append((name, layer, out)))
+        self._outs, self._watching = [], watch(learn.model.net, self._see)
         self._watching.__enter__()
+
+    def _see(self, name: str, layer: Module, args: tuple, out: Tensor) -> None:
+        self._outs.append((f"{name} {type(layer).__name__}", out))
 
     def after_backward(self, learn: Any) -> None:
         if self._watching is None: return
         self.steps.append(learn.step)
-        for name, layer, out in self._outs:
-            found = self.stats.setdefault(f"{name} {type(layer).__name__}",
-                                          {k: [] for k in ("mean", "std", "zeros", "grad")})
-            g = getattr(out, "g", None)
-            rms = math.nan if g is None else g.square().mean().sqrt().item()
-            numbers = out.mean().item(), out.std(correction=0).item(), (out == 0).float().mean().item(), rms
-            for values, number in zip(found.values(), numbers): values.append(number)
+        for name, out in self._outs:
+            found = self.stats.setdefault(name, {"mean": [], "std": [], "zeros": [], "grad": []})
+            for values, number in zip(found.values(), _four_numbers(out)): values.append(number)
         self.after_fit(learn)
 
     def after_fit(self, learn: Any) -> None:
@@ -639,7 +647,7 @@ def _largest(*tensors: Any) -> float:
     "Return the largest absolute value in tensors of floats."
     return max((t.abs().max().item() for t in tensors if isinstance(t, Tensor) and t.numel()), default=0.0)
 
-# %% ../nbs/07_training.ipynb #c9f7209a
+# %% ../nbs/07_training.ipynb #59cb3f2a
 def _first_bad_layer(
     model: Model,  # its net is run again
     x: Tensor,  # the batch
@@ -667,9 +675,9 @@ def _trend(
     grown = f"The loss went from {losses[0]:.3g} to {losses[-1]:.3g} in the last {len(losses)} steps"
     if losses[-1] > 2 * losses[0]:
         return f"{grown}: the learning rate, {lr:g}, is too high; try a tenth of it, or ClipGradNorm"
-    return f"{grown}, so it came at once: look at the batch (learn.x, learn.y); a lower lr than {lr:g} or ClipGradNorm may help"
+    return f"{grown}, so it came at once: look at learn.x and learn.y; a lower lr than {lr:g} or ClipGradNorm may help"
 
-# %% ../nbs/07_training.ipynb #4cd5310e
+# %% ../nbs/07_training.ipynb #3bab2b84
 def _diagnosis(
     learn: Any,  # in the middle of a step whose loss is not finite
 ) -> tuple[str, str]:
@@ -677,19 +685,19 @@ def _diagnosis(
     model, x, y = learn.model, learn.x, learn.y
     for name, t in (("x", x), ("y", y)):
         if not _finite(t):
-            rows = (~t.isfinite()).flatten(1 if t.dim() > 1 else 0).reshape(len(t),
-                                                                            -1).any(1).nonzero().flatten().tolist()
-            return f"batch {name}", f"The data hold NaN or infinities, in rows {rows[:5]} of this batch: mend the data"
+            rows = (~t.isfinite()).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
+            return f"batch {name}", f"The data hold NaN or infinities: rows {rows[:5]} of this batch"
     for name, p in model.named_parameters():
         if not _finite(p):
-            return name, "These weights were not finite before this step: an earlier update overflowed, or they were so from the start"
+            return name, "These weights were not finite before this step: an earlier update overflowed"
     bad = _first_bad_layer(model, x)
     if bad is None:
         return "loss_func", f"The net's outputs are finite, but the loss of them overflows. {_trend(learn)}"
     where, input, weight, dtype = bad
-    return where, f"Its inputs reach {input:.2g}, its parameters {weight:.2g}: too large for {dtype}. {_trend(learn)}"
+    size = f"Its inputs reach {input:.2g}, its parameters {weight:.2g}: too large for {dtype}"
+    return where, f"{size}. {_trend(learn)}"
 
-
+# %% ../nbs/07_training.ipynb #2390e1ea
 class _Guard(Callback):
     order = -50
 
@@ -778,7 +786,7 @@ class _Interrupts:
     def __exit__(self, *error: Any) -> None:
         if self._ours: signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# %% ../nbs/07_training.ipynb #eca3669d
+# %% ../nbs/07_training.ipynb #8f2827ee
 class _Setup:
     "What a Learner is made of."
 
@@ -788,33 +796,31 @@ class _Setup:
         self,
         model: Model,  # Model(net, loss_func)
         opt: Optimizer | Callable[[list], Optimizer],  # or a function that makes one of the parameters
-        # to learn from: a DataLoader, or (x, y): then in shuffled batches of 64
-        data: Iterable | tuple[Tensor, Tensor],
+        data: Iterable | tuple[Tensor, Tensor],  # a DataLoader, or (x, y): in shuffled batches of 64
         valid: Iterable | tuple[Tensor, Tensor] | None = None,  # to be judged by
         callbacks: Sequence[Callback] = (),  # in any order; each has its place
     ):
         if not isinstance(model, Model):
-            raise TypeError(f"Learner: model is a {type(model).__name__}, but a Model(net, loss_func) is "
-                            "wanted")
+            raise TypeError(f"Learner: model is a {type(model).__name__}, not a Model(net, loss_func)")
         if not (isinstance(opt, Optimizer) or callable(opt)):
             raise TypeError(f"Learner: opt is a {type(opt).__name__}, no Optimizer")
         self.model, self._opt, self.loader = model, opt, _as_loader(data, "Learner", shuffle=True)
         self.valid = None if valid is None else _as_loader(valid, "Learner", batch_size=1024)
         self.callbacks, self.stopped = [], None
-        # steps made, epochs finished, batches of the next one, the plan
-        self.step = self.epoch = self.batch = self.epochs = 0
+        self.step = self.epoch = self.batch = 0  # steps made, epochs finished, batches of the next one
+        self.epochs = 0  # the plan
         self.loss, self.values, self._in_step = math.nan, {}, False
         for callback in callbacks: self._add_callback(callback)
         for kind in self.always:
             if not any(isinstance(c, kind) for c in self.callbacks): self._add_callback(kind())
 
+# %% ../nbs/07_training.ipynb #b36aa5e1
+class _Access(_Setup):
     def _add_callback(self, callback: Callback) -> None:
         if not isinstance(callback, Callback):
             raise TypeError(f"Learner: a {type(callback).__name__} is no Callback")
         self.callbacks = sorted([*self.callbacks, callback], key=lambda c: c.order)
 
-# %% ../nbs/07_training.ipynb #d0facc19
-class _Access(_Setup):
     @property
     def opt(self) -> Optimizer:
         "The optimiser; made when it is first needed, if a function was given that makes it."
@@ -980,9 +986,9 @@ class _Fits(_Epochs):
             print(f"interrupted after step {self.step}; fit() goes on from here")
         finally: self._call("after_fit")
 
-# %% ../nbs/07_training.ipynb #30d6ff61
+# %% ../nbs/07_training.ipynb #edb39bf6
 class Learner(_Fits):
-    """Model, optimiser, data and callbacks: trains, predicts, can be interrupted, saved and taken up again."""
+    """Model, optimiser, data and callbacks: trains, predicts, can be stopped, saved and taken up again."""
 
     def fit(
         self,
@@ -1044,7 +1050,7 @@ def _unpack(
     if kind == "dict": return {_key(k): _unpack(v, tensors) for k, v in content}
     return {"list": list, "tuple": tuple}[kind](_unpack(v, tensors) for v in content)
 
-# %% ../nbs/07_training.ipynb #88dee2cd
+# %% ../nbs/07_training.ipynb #f8f063f2
 def _key(key: Any) -> str | int:
     "Return a key of a dict, or raise ValueError for what is none."
     if isinstance(key, bool) or not isinstance(key, (str, int)): raise ValueError(f"{key!r} is no key")
@@ -1062,16 +1068,14 @@ def _digest(
         digest.update(memoryview(t.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()))
     return digest.hexdigest()
 
-
+# %% ../nbs/07_training.ipynb #6905763b
 def _file_bytes(
     parts: dict[str, Any],  # what is to be saved, by name
 ) -> bytes:
     "Return what is to be in the file."
-    # here, so that importing the module does not take it along
-    from safetensors.torch import save as to_bytes
+    from safetensors.torch import save as to_bytes  # not at the top: importing this module stays cheap
     tensors = {}
     packed = json.dumps({name: _pack(value, name, tensors) for name, value in parts.items()}, allow_nan=False)
-    # tied ones twice
     tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     head = {"version": FILE_VERSION, "sha256": _digest(packed, tensors), "parts": packed}
     return to_bytes(tensors, {"fromfound": json.dumps(head)})
@@ -1157,7 +1161,7 @@ def _named_parts(
     if twice: raise ValueError(f"{sorted(twice)} is a part of the learner already")
     return {**own, **parts}
 
-# %% ../nbs/07_training.ipynb #977b6786
+# %% ../nbs/07_training.ipynb #030f68a5
 def save(
     path: str | os.PathLike,  # of the file; its folder must be there
     model: Any = None,  # a Learner, with all that belongs to it, or a model
@@ -1167,8 +1171,8 @@ def save(
     """Return nothing; write the file, whole or not at all, in the safetensors format. Nothing is pickled.
 
     Of what has a state_dict, that is saved; `torch.default_generator` is torch's own generator. A process
-    that is killed on the way leaves the old file; what it leaves besides, the next save removes. Raises TypeError
-    for what cannot be saved and OSError for what cannot be written, and leaves the old file."""
+    that is killed on the way leaves the old file; what it leaves besides, the next save removes. Raises
+    TypeError for what cannot be saved and OSError for what cannot be written, and leaves the old file."""
     path = Path(os.path.realpath(path))
     data = _file_bytes({name: _state_of(part) for name, part in _named_parts(model, parts).items()})
     _sweep(path)

@@ -45,7 +45,7 @@ def test_the_first_two_commands():
 
 
 def test_the_example_prints_what_is_printed(tmp_path):
-    found = re.search(r"```python\n(.*?)```\s*\n((?:    .*\n)+)", README, re.DOTALL)
+    found = re.search(r"```python\n(.*?)```\s*\n((?:    [^\n]*\n)+)", README, re.DOTALL)
     assert found, "an example and its output"
     example, output = found.groups()
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path)

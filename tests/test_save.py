@@ -248,6 +248,8 @@ def with_header(header, body: bytes) -> bytes:
 def test_missing_files_and_folders(tmp_path):
     refused(tmp_path / "nowhere", error=FileNotFoundError)
     refused(tmp_path, error=IsADirectoryError)
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", match="no ordinary file")
 
 
 @pytest.mark.parametrize("data, match", [
