@@ -402,7 +402,7 @@ def _outputs(
         pairs = [(model.net(x), y) for x, y in loader]
     return torch.cat([out for out, _ in pairs]), torch.cat([y for _, y in pairs])
 
-# %% ../nbs/07_training.ipynb #579d0385
+# %% ../nbs/07_training.ipynb #d978cdd4
 class Metrics(Callback):
     """Measures on the validation set after each epoch: `valid_loss`, and what else is asked for."""
 
@@ -410,8 +410,7 @@ class Metrics(Callback):
 
     def __init__(
         self,
-        # by name: functions of (outputs, targets) that return a number
-        **metrics: Callable[[Tensor, Tensor], Any],
+        **metrics: Callable[[Tensor, Tensor], Any],  # by name: (outputs, targets) to a number
     ):
         self.metrics = metrics
 
@@ -647,7 +646,7 @@ def _largest(*tensors: Any) -> float:
     "Return the largest absolute value in tensors of floats."
     return max((t.abs().max().item() for t in tensors if isinstance(t, Tensor) and t.numel()), default=0.0)
 
-# %% ../nbs/07_training.ipynb #59cb3f2a
+# %% ../nbs/07_training.ipynb #238668d1
 def _first_bad_layer(
     model: Model,  # its net is run again
     x: Tensor,  # the batch
@@ -675,7 +674,7 @@ def _trend(
     grown = f"The loss went from {losses[0]:.3g} to {losses[-1]:.3g} in the last {len(losses)} steps"
     if losses[-1] > 2 * losses[0]:
         return f"{grown}: the learning rate, {lr:g}, is too high; try a tenth of it, or ClipGradNorm"
-    return f"{grown}, so it came at once: look at learn.x and learn.y; a lower lr than {lr:g} or ClipGradNorm may help"
+    return f"{grown}, so it came at once: look at learn.x and learn.y; a lower lr than {lr:g} may help"
 
 # %% ../nbs/07_training.ipynb #3bab2b84
 def _diagnosis(
@@ -1161,12 +1160,11 @@ def _named_parts(
     if twice: raise ValueError(f"{sorted(twice)} is a part of the learner already")
     return {**own, **parts}
 
-# %% ../nbs/07_training.ipynb #030f68a5
+# %% ../nbs/07_training.ipynb #43f930e7
 def save(
     path: str | os.PathLike,  # of the file; its folder must be there
     model: Any = None,  # a Learner, with all that belongs to it, or a model
-    # more by name: opt, loader, schedule …, a Generator, or plain numbers, texts, tensors, lists, dicts
-    **parts: Any,
+    **parts: Any,  # more by name: opt, loader, schedule …, a Generator, numbers, texts, tensors, lists, dicts
 ) -> None:
     """Return nothing; write the file, whole or not at all, in the safetensors format. Nothing is pickled.
 
