@@ -1412,7 +1412,7 @@ def plot_decision_boundary(
                          f"y is {tuple(y.shape)}")
     return _draw_boundary(_predictor(model), x.detach().cpu(), y.cpu(), x, ax, steps, title)
 
-# %% ../nbs/07_training.ipynb #b5a9e6ff
+# %% ../nbs/07_training.ipynb #963b80f5
 def _draw_boundary(
     predict: Callable, points: Tensor, y: Tensor, like: Tensor, ax: Any, steps: int, title: str
 ) -> Any:
@@ -1423,8 +1423,8 @@ def _draw_boundary(
     if ax is None: ax = plt.subplots(figsize=(4.6, 4.2))[1]
     low, high = points.amin(0), points.amax(0)
     margin = 0.08 * (high - low).clamp(min=1e-6)
-    a, b = (torch.linspace(lo, hi, steps) for lo,
-            hi in zip((low - margin).tolist(), (high + margin).tolist()))
+    ends = zip((low - margin).tolist(), (high + margin).tolist())
+    a, b = (torch.linspace(start, end, steps) for start, end in ends)
     grid = torch.cartesian_prod(a, b)
     classes = predict(grid.to(like)).argmax(1).reshape(steps, steps).T.cpu().numpy()
     a, b, points, y = a.numpy(), b.numpy(), points.float().numpy(), y.numpy()

@@ -574,7 +574,8 @@ class Noisy(layers.Module):
     def bwd(self, out, x):
         x.g = None
         self.linear.weight.g = out.g.T @ x if self.linear.weight.g is None else self.linear.weight.g + out.g.T @ x
-        self.frozen.g = out.g.sum(0)
+        if self.frozen.g is None: self.frozen.g = torch.zeros(3)
+        self.frozen.g += out.g.sum(0)  # in place: a search must not let this reach the gradient that was there
 
 
 def setting(seed=0):
