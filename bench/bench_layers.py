@@ -11,17 +11,15 @@ columns. For peak memory each side runs in a process of its own: how far its res
 the step. Ratios depend on the machine; a spread of five per cent from run to run is normal.
 """
 import os
-import statistics
 import subprocess
 import sys
-import time
 
 if "--memory" in sys.argv and os.environ.get("MALLOC_MMAP_THRESHOLD_") is None:  # give freed blocks back at once: peaks are exact
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
 
 import torch
+from side_by_side import medians, one_core
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from fromfound import layers
 
@@ -86,14 +84,6 @@ def inside_inference_mode(step):
     return run
 
 
-def medians(*functions, rounds, seconds=0.02):
-    "Return the median time of each function in µs, measured in turns."
-    timers = [Timer("f()", globals={"f": f}, timer=time.process_time) for f in functions]
-    number = max(1, int(seconds / max(timers[-1].timeit(3).median, 1e-7)))
-    taken = [[t.timeit(number).median for t in timers] for _ in range(rounds)]
-    return [statistics.median(column) * 1e6 for column in zip(*taken)]
-
-
 def time_table(rounds, widest):
     torch.manual_seed(0)
     print(f"{'work':40}{'ours, µs':>11}{'torch, µs':>11}{'ratio':>8}{'inference_mode':>16}")
@@ -135,8 +125,7 @@ def memory_table():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    one_core()
     if "--memory" in sys.argv:
         print(memory_of(sys.argv[-1]))
     else:
