@@ -42,7 +42,7 @@ def no_grad() -> Iterator[None]:  # for `with no_grad():`, and as a decorator, `
     finally:
         _recording.reset(token)
 
-# %% ../nbs/04_refactor.ipynb #00e62c1c
+# %% ../nbs/04_refactor.ipynb #f4f1ba83
 class Call(NamedTuple):
     """What one forward leaves for its backward."""
 
@@ -52,7 +52,7 @@ class Call(NamedTuple):
     saved: tuple  # what forward handed to save_for_backward
 
 
-_serial = itertools.count()
+_serial = itertools.count()  # next(_serial) gives 0, 1, 2, ...
 # Attributes that belong to calls in progress: a copy of the object does not take them along.
 _TRANSIENT = {"_calls", "_saving", "needs_input_grad", "saved_tensors"}
 
@@ -202,7 +202,7 @@ class Attributes:
                             f"place; to change its numbers, write into it: {name}.data.copy_(...)")
         super().__setattr__(name, value)
 
-# %% ../nbs/04_refactor.ipynb #98785607
+# %% ../nbs/04_refactor.ipynb #2533bd95
 class Tree(Attributes):
     """Modules inside modules."""
 
@@ -229,6 +229,7 @@ class Tree(Attributes):
             if isinstance(m, Tree): yield from m.named_modules(_join(prefix, name), remove_duplicate, met)
         if not remove_duplicate: met.remove(id(self))  # met holds the modules above: no endless circle
 
+    # The same two without the names.
     def children(self) -> Iterator["Tree"]: return (m for _, m in self.named_children())
     def modules(self) -> Iterator["Tree"]: return (m for _, m in self.named_modules())
 
@@ -383,7 +384,7 @@ class Module(StateDict, Backward):
         below = [f"({name}): " + repr(m).replace("\n", "\n  ") for name, m in modules]
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *below]) + "\n)"
 
-# %% ../nbs/04_refactor.ipynb #1e4dddb2
+# %% ../nbs/04_refactor.ipynb #a577772b
 def _rows(x: Tensor) -> Tensor:
     "Return x, (..., features), as a matrix, (n, features)."
     if x.dim() == 2: return x
@@ -392,7 +393,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     "Return g.T @ x for g (n, out) and x (n, in)."
-    # With few columns in x the same product is several times faster when it is written the other way round.
+    # With few columns in x the same product can be several times faster when written the other way round.
     return (x.T @ g).T.contiguous() if 1 < x.shape[1] < 12 else g.T @ x
 
 # %% ../nbs/04_refactor.ipynb #790f9ca4
@@ -421,7 +422,7 @@ class _LinearSetup(Module):
         bound = 1 / math.sqrt(self.in_features) if self.in_features else 0
         if self.bias is not None: self.bias.data.uniform_(-bound, bound)
 
-# %% ../nbs/04_refactor.ipynb #874b35f5
+# %% ../nbs/04_refactor.ipynb #641a4848
 class Linear(_LinearSetup):
     """input @ weight.T + bias: (..., in_features) to (..., out_features). As `nn.Linear`, initial values included."""
 
@@ -440,6 +441,7 @@ class Linear(_LinearSetup):
         if self.needs_input_grad: add_grad(input, out.g @ self.weight)
 
     def extra_repr(self) -> str:
+        """Return the sizes, as `nn.Linear` shows them."""
         has_bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={has_bias}"
 

@@ -1266,7 +1266,7 @@ def _check_opt(
         both = a.keys() & b.keys()  # which options there must be, the optimiser knows
         _check_alike({k: a[k] for k in both}, {k: b[k] for k in both}, f"{name} group {i}")
 
-# %% ../nbs/07_training.ipynb #5251a9f6
+# %% ../nbs/07_training.ipynb #bd5fd493
 def _check_part(
     name: str,  # of the part
     part: Any,  # what is there
@@ -1279,9 +1279,9 @@ def _check_part(
         _check_alike(part.state_dict(), saved, name)
     elif isinstance(part, Schedule): _check_alike(part.state_dict(), saved, name)
     elif isinstance(part, Optimizer): _check_opt(name, part.state_dict(), saved)
-    elif isinstance(part, EarlyStopping) and model is not None and isinstance(saved,
-                                                                              dict) and saved.get("weights"):
-        _check_alike(model.state_dict(), saved["weights"], f"{name}.weights")
+    elif isinstance(part, EarlyStopping) and model is not None:
+        weights = saved.get("weights") if isinstance(saved, dict) else None
+        if weights: _check_alike(model.state_dict(), weights, f"{name}.weights")
 
 
 def _put(part: Any, state: Any) -> None:
