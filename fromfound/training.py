@@ -379,7 +379,7 @@ class ProgressBar(Callback):
 
     def after_fit(self, learn: Any) -> None: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #a0c7f466
+# %% ../nbs/07_training.ipynb #3718f178
 @contextmanager
 def evaluating(
     model: Module,  # whose layers go to eval mode
@@ -388,7 +388,7 @@ def evaluating(
     before = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with no_grad(), torch.no_grad(): yield
+        with no_grad(), torch.no_grad(): yield  # our layers keep nothing, and neither does autograd
     finally:
         for m, training in before: m.training = training
 
@@ -469,7 +469,7 @@ class ClipGradNorm(Callback):
         norm = clip_grad_norm_(learn.model.parameters(), self.max_norm, self.norm_type)
         self.norms.append(norm.item())
 
-# %% ../nbs/07_training.ipynb #0d52bb22
+# %% ../nbs/07_training.ipynb #f872de22
 class _Best(Callback):
     "What is the best value so far of something that is recorded after each epoch?"
 
@@ -490,7 +490,8 @@ class _Best(Callback):
                              f"{sorted(learn.values)}")
         value = learn.values[self.monitor]
         sign = 1 if self.mode == "max" else -1
-        better = self.best is None or sign * value > sign * self.best + self.min_delta
+        first = self.best is None or (math.isnan(self.best) and not math.isnan(value))  # anything beats a NaN
+        better = first or sign * value > sign * self.best + self.min_delta
         if better: self.best = value
         return better
 
@@ -523,7 +524,7 @@ class _Patience(_Best):
             raise ValueError(f"EarlyStopping: best is {best!r}, waited {waited!r}")
         self.best, self.waited, self.weights = best, waited, dict(weights)
 
-# %% ../nbs/07_training.ipynb #9e704fd1
+# %% ../nbs/07_training.ipynb #a7e8231c
 class EarlyStopping(_Patience):
     """Stops a run when a value has not become better for `patience` epochs; goes back to the best weights."""
 
@@ -535,8 +536,9 @@ class EarlyStopping(_Patience):
             if self.restore_best: self.weights = {k: t.clone() for k, t in learn.model.state_dict().items()}
         else: self.waited += 1
         if self.waited >= self.patience:
-            if self.restore_best: learn.model.load_state_dict(self.weights)
+            if self.restore_best and self.weights: learn.model.load_state_dict(self.weights)
             learn.stop(f"{self.monitor} has not become better than {self.best:.4g} for {self.waited} epochs")
+            self.waited = 0  # whoever calls fit(n) after all has the patience anew
 
 # %% ../nbs/07_training.ipynb #7ef7730a
 @contextmanager
@@ -565,16 +567,22 @@ def watch(
             m.__dict__.pop("forward", None)
             if before[name] is not None: m.__dict__["forward"] = before[name]
 
-# %% ../nbs/07_training.ipynb #1355e61b
-def _four_numbers(
-    out: Tensor,  # of a layer
-) -> tuple[float, float, float, float]:
-    "Return mean, std and share of zeros of out, and the rms of its gradient: NaN if it has none."
-    g = getattr(out, "g", None)
-    rms = math.nan if g is None else g.square().mean().sqrt().item()
-    return out.mean().item(), out.std(correction=0).item(), (out == 0).float().mean().item(), rms
+# %% ../nbs/07_training.ipynb #981f5c49
+def _three_numbers(
+    out: Tensor,  # of a layer, which has just run
+) -> tuple[float, float, float]:
+    "Return mean, std and share of zeros of out."
+    return out.mean().item(), out.std(correction=0).item(), (out == 0).float().mean().item()
 
-# %% ../nbs/07_training.ipynb #4cb2c3bd
+
+def _rms_of_grad(
+    out: Tensor,  # of a layer, after the backward pass
+) -> float:
+    "Return the root mean square of the gradient of out: NaN if it has none."
+    g = getattr(out, "g", None)
+    return math.nan if g is None else g.square().mean().sqrt().item()
+
+# %% ../nbs/07_training.ipynb #251c1460
 class ActivationStats(Callback):
     """Mean, std and share of zeros of each layer's activations and the rms of their gradients, in `stats`."""
 
@@ -591,14 +599,14 @@ class ActivationStats(Callback):
         self._watching.__enter__()
 
     def _see(self, name: str, layer: Module, args: tuple, out: Tensor) -> None:
-        self._outs.append((f"{name} {type(layer).__name__}", out))
+        self._outs.append((f"{name} {type(layer).__name__}", out, _three_numbers(out)))
 
     def after_backward(self, learn: Any) -> None:
         if self._watching is None: return
         self.steps.append(learn.step)
-        for name, out in self._outs:
+        for name, out, three in self._outs:
             found = self.stats.setdefault(name, {"mean": [], "std": [], "zeros": [], "grad": []})
-            for values, number in zip(found.values(), _four_numbers(out)): values.append(number)
+            for values, number in zip(found.values(), [*three, _rms_of_grad(out)]): values.append(number)
         self.after_fit(learn)
 
     def after_fit(self, learn: Any) -> None:
@@ -1036,7 +1044,13 @@ def _pack(
     raise TypeError(f"save: {name} is a {type(value).__name__}; tensors, numbers, texts, None, lists, "
                     "tuples and dicts can be saved")
 
-# %% ../nbs/07_training.ipynb #1bf05ee8
+# %% ../nbs/07_training.ipynb #205b6f6c
+def _key(key: Any) -> str | int:
+    "Return a key of a dict, or raise ValueError for what is none."
+    if isinstance(key, bool) or not isinstance(key, (str, int)): raise ValueError(f"{key!r} is no key")
+    return key
+
+
 def _unpack(
     packed: Any,  # what _pack returned, as far as one knows
     tensors: dict[str, Tensor],  # from which each tensor is taken out
@@ -1049,13 +1063,7 @@ def _unpack(
     if kind == "dict": return {_key(k): _unpack(v, tensors) for k, v in content}
     return {"list": list, "tuple": tuple}[kind](_unpack(v, tensors) for v in content)
 
-# %% ../nbs/07_training.ipynb #f8f063f2
-def _key(key: Any) -> str | int:
-    "Return a key of a dict, or raise ValueError for what is none."
-    if isinstance(key, bool) or not isinstance(key, (str, int)): raise ValueError(f"{key!r} is no key")
-    return key
-
-
+# %% ../nbs/07_training.ipynb #f2483ce9
 def _digest(
     parts: str,  # what is in the file besides tensors, as JSON
     tensors: dict[str, Tensor],  # by name
@@ -1067,7 +1075,11 @@ def _digest(
         digest.update(memoryview(t.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()))
     return digest.hexdigest()
 
-# %% ../nbs/07_training.ipynb #6905763b
+
+#: Version of what `save` writes; `load` reads no other.
+FILE_VERSION = 1
+
+
 def _file_bytes(
     parts: dict[str, Any],  # what is to be saved, by name
 ) -> bytes:
@@ -1079,11 +1091,7 @@ def _file_bytes(
     head = {"version": FILE_VERSION, "sha256": _digest(packed, tensors), "parts": packed}
     return to_bytes(tensors, {"fromfound": json.dumps(head)})
 
-# %% ../nbs/07_training.ipynb #971f6919
-#: Version of what `save` writes; `load` reads no other.
-FILE_VERSION = 1
-
-
+# %% ../nbs/07_training.ipynb #e3b42115
 def _lock(file: Any) -> bool | None:
     "Return whether the open file is ours alone until it is closed; None where there are no locks."
     try:
@@ -1441,14 +1449,15 @@ def _draw_boundary(
     ax.grid(False)
     return ax
 
-# %% ../nbs/07_training.ipynb #0efd09b9
+# %% ../nbs/07_training.ipynb #06bb444c
 def confusion_matrix(
     input: Tensor,  # (n, classes) logits
     target: Tensor,  # (n,) labels
 ) -> Tensor:  # (classes, classes) int64
     """Return how often class i (row) was taken for class j (column). The diagonal counts what was right."""
     check_labels("confusion_matrix", input, target)
-    n = input.shape[1]
+    n, known = input.shape[1], target != -100  # -100: a label to be ignored
+    input, target = input[known], target[known]
     return torch.bincount(target.long() * n + input.argmax(1), minlength=n * n).reshape(n, n)
 
 
@@ -1464,21 +1473,22 @@ def plot_confusion(
     vmax = max(1, int(wrong.max()))
     return show_matrix(counts, ax=ax, fmt="d", vmax=vmax, xlabel="taken for", ylabel="is")
 
-# %% ../nbs/07_training.ipynb #f4bdc83d
+# %% ../nbs/07_training.ipynb #be6a7bc5
 def plot_worst(
     images: Tensor,  # (n, h*w) or (n, 1, h, w)
     input: Tensor,  # (n, classes) logits
     target: Tensor,  # (n,) labels
     n: int = 10,  # how many at most
 ) -> Any:  # matplotlib's axes, one per image
-    """Return the axes of a new figure: the mistakes of which the net was surest, what is and what was read.
+    """Return the axes of a new figure: the mistakes that gave the right class the lowest probability, worst first;
+    above each the right class and the one that it was taken for.
 
     Raises ValueError if there is no mistake."""
     from fromfound.plots import show_images
     check_labels("plot_worst", input, target)
     taken = input.argmax(1)
-    wrong = (taken != target).nonzero().flatten()
+    wrong = ((taken != target) & (target != -100)).nonzero().flatten()  # -100: a label to be ignored
     if not len(wrong): raise ValueError("plot_worst: there is no mistake")
-    surest = wrong[log_softmax(input[wrong], 1).gather(1, target[wrong, None].long()).flatten().argsort()[:n]]
-    titles = [f"{target[i]} → {taken[i]}" for i in surest]
-    return show_images(images[surest], titles)
+    worst = wrong[log_softmax(input[wrong], 1).gather(1, target[wrong, None].long()).flatten().argsort()[:n]]
+    titles = [f"{target[i]} → {taken[i]}" for i in worst]
+    return show_images(images[worst], titles)

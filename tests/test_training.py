@@ -356,6 +356,17 @@ def test_early_stopping_goes_back_to_the_best():
     with pytest.raises(ValueError, match="valid_loss"): missing.fit(1)
     for wrong in (dict(patience=0), dict(mode="low")):
         with pytest.raises(ValueError): EarlyStopping(**wrong)
+    worst = iter([9., 9.])
+    learn.fit(2)  # asked for all the same: with new patience
+    assert learn.epoch == 6  # two epochs, the second of which uses it up
+
+
+def test_early_stopping_forgets_a_nan():
+    values = iter([math.nan, 3., 2., 4., math.nan])
+    stop = EarlyStopping(patience=2, monitor="mine")
+    learn = learner([Metrics(mine=lambda out, y: next(values)), stop], schedule=False)
+    learn.fit(5)
+    assert learn.epoch == 5 and stop.best == 2 and "than 2 for 2" in learn.stopped
 
 
 def test_watch_sees_each_layer_and_leaves_no_trace():
@@ -376,6 +387,7 @@ def test_activation_stats():
     learn.fit(2)
     assert stats.steps == [0, 3, 6, 9] and list(stats.stats) == ["0 Linear", "1 ReLU", "2 RandomMask", "3 Linear"]
     relu = stats.stats["1 ReLU"]
+    assert not any(stats.stats["0 Linear"]["zeros"])  # its own numbers, though Sequential gives them up after the ReLU
     assert all(0 < z < 1 for z in relu["zeros"]) and all(g > 0 and math.isfinite(g) for g in relu["grad"])
     assert len(plot_stats(stats, ("mean", "std", "zeros", "grad"))) == 4
     assert not any("forward" in m.__dict__ for m in learn.model.modules())
@@ -571,6 +583,9 @@ def test_pictures():
     assert confusion_matrix(out, target).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
     plot_confusion(out, target)
     plot_worst(torch.rand(4, 64), out, target)
+    some = torch.tensor([0, 1, -100, 2])  # as in accuracy, -100 is to be ignored
+    assert confusion_matrix(out, some).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match="no mistake"): plot_worst(torch.rand(4, 64), out, some)
     with pytest.raises(ValueError, match="no mistake"): plot_worst(torch.rand(4, 64), out, torch.tensor([0, 1, 2, 2]))
 
 
