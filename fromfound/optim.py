@@ -371,11 +371,12 @@ def _rmsprop(params: list[Tensor], grads: list[Tensor], states: list[dict], grou
     else:
         torch._foreach_addcdiv_(params, grads, scale, value=-lr)  # w = w - lr · g / (√v + eps)
 
-# %% ../nbs/06_optim.ipynb #f63f10cd
+# %% ../nbs/06_optim.ipynb #bba2b34f
 class RMSprop(Optimizer):
     """Gradient descent in which each number's step is divided by the typical size of its gradients.
 
-    torch.optim.RMSprop's arguments, defaults and numbers. Sources: G. Hinton, Neural Networks for Machine
+    torch.optim.RMSprop's arguments, defaults and numbers; like it, `centered` makes ever longer steps, and in
+    the end NaN, where a gradient never changes. Sources: G. Hinton, Neural Networks for Machine
     Learning (2012), lecture 6; A. Graves (2013), equations 38 to 45, for the centred form."""
 
     def __init__(
