@@ -6,7 +6,7 @@
 __all__ = ['ReLUFunction', 'SigmoidFunction', 'LinearFunction', 'MSELossFunction', 'CrossEntropyFunction', 'LinearLayer',
            'Module']
 
-# %% ../nbs/05_autograd_fn.ipynb #0f202e14
+# %% ../nbs/05_autograd_fn.ipynb #91879215
 import math
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from .backward import as_rows
 from .forward import IGNORE_INDEX, cross_entropy, linear, mse_loss, relu, sigmoid, softmax
 from .init import kaiming_uniform_
 
@@ -65,14 +66,7 @@ class SigmoidFunction(Function):
         (output,) = ctx.saved_tensors
         return grad_output * output * (1 - output)
 
-# %% ../nbs/05_autograd_fn.ipynb #5cb67743
-def _rows(
-    t: Tensor,  # (..., features)
-) -> Tensor:  # (n, features)
-    "Return t as a matrix with one row per example; a single example becomes one row."
-    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # not -1: without elements it is ambiguous
-
-# %% ../nbs/05_autograd_fn.ipynb #2594adc7
+# %% ../nbs/05_autograd_fn.ipynb #5d4c436e
 class LinearFunction(Function):
     """Return input @ weight.T + bias from `LinearFunction.apply(input, weight, bias)`; bias may be left out.
 
@@ -98,9 +92,9 @@ class LinearFunction(Function):
     def backward(ctx, grad_output):
         input, weight = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad
-        g = _rows(grad_output)
+        g = as_rows(grad_output)
         return (grad_output @ weight if need_input else None,
-                g.T @ _rows(input) if need_weight else None,
+                g.T @ as_rows(input) if need_weight else None,
                 g.sum(0) if need_bias else None)
 
 # %% ../nbs/05_autograd_fn.ipynb #3f38cdb7

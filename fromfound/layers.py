@@ -7,7 +7,7 @@ __all__ = ['no_grad', 'Call', 'Forward', 'Memory', 'Gradients', 'Backward', 'Att
            'Modes', 'StateDict', 'Module', 'Linear', 'ReLU', 'Sigmoid', 'Tanh', 'Loss', 'MSELoss', 'CrossEntropyLoss',
            'Layers', 'Sequential', 'Model']
 
-# %% ../nbs/04_refactor.ipynb #4ddb2eb2
+# %% ../nbs/04_refactor.ipynb #91fb53a1
 import inspect
 import itertools
 import math
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .backward import add_grad, incoming_grad
+from .backward import add_grad, as_rows, incoming_grad
 from .forward import IGNORE_INDEX, check_labels, check_linear, check_same_shape
 from .init import kaiming_uniform_
 from .matmul import need_floats
@@ -384,13 +384,7 @@ class Module(StateDict, Backward):
         below = [f"({name}): " + repr(m).replace("\n", "\n  ") for name, m in modules]
         return "\n  ".join([f"{type(self).__name__}(", *([extra] if extra else []), *below]) + "\n)"
 
-# %% ../nbs/04_refactor.ipynb #a577772b
-def _rows(x: Tensor) -> Tensor:
-    "Return x, (..., features), as a matrix, (n, features)."
-    if x.dim() == 2: return x
-    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
-
-
+# %% ../nbs/04_refactor.ipynb #f1794d4d
 def _sum_of_products(g: Tensor, x: Tensor) -> Tensor:
     "Return g.T @ x for g (n, out) and x (n, in)."
     # With few columns in x the same product can be several times faster when written the other way round.
@@ -422,7 +416,7 @@ class _LinearSetup(Module):
         bound = 1 / math.sqrt(self.in_features) if self.in_features else 0
         if self.bias is not None: self.bias.data.uniform_(-bound, bound)
 
-# %% ../nbs/04_refactor.ipynb #641a4848
+# %% ../nbs/04_refactor.ipynb #6f5c130d
 class Linear(_LinearSetup):
     """input @ weight.T + bias: (..., in_features) to (..., out_features). As `nn.Linear`, initial values included."""
 
@@ -430,13 +424,13 @@ class Linear(_LinearSetup):
         """Return the outputs of all neurons; ValueError or TypeError if input does not fit the weight."""
         check_linear(self, input, self.weight, self.bias)
         if self.bias is None: return input @ self.weight.T
-        out = torch.addmm(self.bias, _rows(input), self.weight.T)
+        out = torch.addmm(self.bias, as_rows(input), self.weight.T)
         return out if input.dim() == 2 else out.view(*input.shape[:-1], len(self.weight))
 
     def bwd(self, out: Tensor, input: Tensor) -> None:
         """Add the gradients of weight and bias and, if wanted, of input."""
-        g = _rows(out.g)
-        add_grad(self.weight, _sum_of_products(g, _rows(input)))
+        g = as_rows(out.g)
+        add_grad(self.weight, _sum_of_products(g, as_rows(input)))
         if self.bias is not None: add_grad(self.bias, g.sum(0))
         if self.needs_input_grad: add_grad(input, out.g @ self.weight)
 
