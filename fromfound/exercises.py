@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['try_answer', 'expect', 'torch_calls']
 
-# %% ../nbs/exercises.ipynb #363360cb
+# %% ../nbs/exercises.ipynb #2371827b
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,23 +24,8 @@ def try_answer(
     except NotImplementedError: print("not answered yet")
     else: print("right")
 
-# %% ../nbs/exercises.ipynb #a7d75b7f
-def expect(
-    call: str,  # what was computed, as the reader would write it: "average([1, 2])"
-    actual: Any,  # what the reader's answer gave, or a function that calls it: then its errors get the hint too
-    expected: Any,  # what it should have given: a tensor, or anything that `==` compares
-    hint: str = "",  # printed behind the difference
-    tol: float = 1e-5,  # how far a number in a tensor may be off, absolutely and relatively
-) -> None:
-    "Raise AssertionError, with the first difference and the hint, unless `actual` is `expected` up to rounding."
-    hint = f". Hint: {hint}" if hint else ""
-    if callable(actual):
-        try: actual = actual()
-        except NotImplementedError: raise
-        except Exception as error: raise AssertionError(f"{call}: {type(error).__name__}: {error}{hint}") from error
-    if not isinstance(expected, Tensor):
-        assert type(actual) is not Tensor and actual == expected, f"{call} should be {expected!r}, but yours is {actual!r}{hint}"
-        return
+# %% ../nbs/exercises.ipynb #82a434b4
+def _expect_tensor(call: str, actual: Any, expected: Tensor, hint: str, tol: float) -> None:
     assert isinstance(actual, Tensor), f"{call} should be a tensor, but yours is a {type(actual).__name__}{hint}"
     def kind(t): return f"shape {tuple(t.shape)}, {t.dtype}"
     assert kind(actual) == kind(expected), f"{call} should have {kind(expected)}, but yours has {kind(actual)}{hint}"
@@ -48,6 +34,28 @@ def expect(
         at = tuple(wrong.nonzero()[0].tolist())
         where = f"{call}[{', '.join(map(str, at))}]" if at else call
         raise AssertionError(f"{where} should be {expected[at].item():.6g}, but yours is {actual[at].item():.6g}{hint}")
+
+
+def expect(
+    call: str,  # what was computed, as the reader would write it: "average([1, 2])"
+    actual: Any,  # what the reader's answer gave, or a function that calls it: then its errors get the hint too
+    expected: Any,  # what it should have given: a tensor, a float, or anything that `==` compares
+    hint: str = "",  # printed behind the difference
+    tol: float = 1e-5,  # how far a float or a number in a tensor may be off, absolutely and relatively
+) -> None:
+    "Raise AssertionError, with the first difference and the hint, unless `actual` is `expected` up to rounding."
+    hint = f". Hint: {hint}" if hint else ""
+    if callable(actual):
+        try: actual = actual()
+        except NotImplementedError: raise
+        except Exception as error: raise AssertionError(f"{call}: {type(error).__name__}: {error}{hint}") from error
+    if isinstance(expected, float):
+        close = math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
+        assert close, f"{call} should be {expected:.6g}, but yours is {actual:.6g}{hint}"
+    elif not isinstance(expected, Tensor):
+        same = not isinstance(actual, Tensor) and actual == expected
+        assert same, f"{call} should be {expected!r}, but yours is {actual!r}{hint}"
+    else: _expect_tensor(call, actual, expected, hint, tol)
 
 # %% ../nbs/exercises.ipynb #4eb3b9de
 def torch_calls(f: Callable, *args) -> list[str]:

@@ -5,142 +5,94 @@
 # %% auto #0
 __all__ = ['fan_in_and_fan_out', 'xavier_normal_', 'xavier_uniform_', 'calculate_gain', 'kaiming_normal_', 'kaiming_uniform_']
 
-# %% ../nbs/01_init.ipynb #bcf640b7
+# %% ../nbs/01_init.ipynb #fb22c91d
 import math
-import warnings
-import torch
-from torch import Tensor
-from .matmul import need_floats, need_tensors
 
-# %% ../nbs/01_init.ipynb #42e729c5
+import torch
+from torch import Generator, Tensor
+
+# %% ../nbs/01_init.ipynb #2aea30ea
 def fan_in_and_fan_out(
     tensor: Tensor,  # weight of a layer: (out, in), or (out, in, *window) of a convolution
 ) -> tuple[int, int]:  # fan-in, fan-out
-    """Return how many inputs one output of the layer sees, and how many outputs one input reaches.
-
-    For a weight (out, in, *window) these are in × window and out × window, where window is the product of its
-    sizes, and 1 for a matrix. TypeError for what is no tensor, ValueError for fewer than two dimensions.
-    The same as torch.nn.init's private `_calculate_fan_in_and_fan_out`."""
-    need_tensors("fan_in_and_fan_out", tensor=tensor)
-    if tensor.dim() < 2:
-        raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions: "
-                         f"tensor is {tuple(tensor.shape)}; if it is a bias, start it at 0")
+    "Return how many inputs one output of the layer sees, and how many outputs one input reaches."
+    if tensor.ndim < 2:
+        raise ValueError(f"{tuple(tensor.shape)} is no weight, which has at least 2 dimensions; start a bias at 0")
     window = math.prod(tensor.shape[2:])  # the product of nothing is 1
     return tensor.shape[1] * window, tensor.shape[0] * window
 
-# %% ../nbs/01_init.ipynb #d08bbd12
-def _xavier_std(who: str, tensor: Tensor, gain: float) -> float:
-    "Return Glorot's standard deviation for `tensor`, after everything that can be wrong has been looked at."
-    need_floats(who, tensor=tensor)
-    if gain is None or isinstance(gain, str):
-        raise TypeError(f"{who}: gain is {gain!r}, not a number; calculate_gain('relu') is the one for ReLU")
-    if not 0 <= gain < math.inf:
-        raise ValueError(f"{who}: gain must be a finite number and not negative, got {gain}")
-    fan_in, fan_out = fan_in_and_fan_out(tensor)
-    # Both fans are 0 only if there is nothing to fill; the 1 then spares a division by zero.
-    return gain * math.sqrt(2.0 / float(fan_in + fan_out or 1))
+# %% ../nbs/01_init.ipynb #09dffc0a
+def _xavier_std(tensor: Tensor, gain: float) -> float: return gain * math.sqrt(2 / sum(fan_in_and_fan_out(tensor)))
 
-# %% ../nbs/01_init.ipynb #36e58d68
+
 def xavier_normal_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
-    gain: float = 1.0,  # multiplies the standard deviation; calculate_gain has it for an activation function
-    generator: torch.Generator | None = None,  # source of the numbers; torch's global one unless given
-) -> Tensor:  # the very `tensor` that was given
-    """Return `tensor`, filled in place from N(0, σ²) with σ = gain · √(2 / (fan_in + fan_out)).
+    gain: float = 1.0,  # multiplies the standard deviation; see `calculate_gain`
+    generator: Generator | None = None,  # source of the random numbers; torch's own if None
+) -> Tensor:  # the same `tensor`
+    """Fill `tensor` from N(0, σ²) with σ = gain · √(2 / (fan_in + fan_out)).
 
-    Keeps dtype and device; works on tensors that require grad and on views. TypeError for what is no tensor
-    of floats, ValueError for fewer than two dimensions or a gain that is negative or not finite; nothing is
-    written then. Arguments and numbers are those of torch.nn.init. Source: Glorot and Bengio 2010, eq. 12."""
-    std = _xavier_std("xavier_normal_", tensor, gain)
-    with torch.no_grad():
-        return tensor.normal_(0, std, generator=generator)
+    The numbers are those of `torch.nn.init.xavier_normal_`. Source: Glorot and Bengio 2010, eq. 12."""
+    with torch.no_grad(): return tensor.normal_(0, _xavier_std(tensor, gain), generator=generator)
 
-# %% ../nbs/01_init.ipynb #ef1d81ac
+
 def xavier_uniform_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
-    gain: float = 1.0,  # multiplies the standard deviation; calculate_gain has it for an activation function
-    generator: torch.Generator | None = None,  # source of the numbers; torch's global one unless given
-) -> Tensor:  # the very `tensor` that was given
-    """Return `tensor`, filled in place from U(-a, a) with a = gain · √(6 / (fan_in + fan_out)).
+    gain: float = 1.0,  # multiplies the standard deviation; see `calculate_gain`
+    generator: Generator | None = None,  # source of the random numbers; torch's own if None
+) -> Tensor:  # the same `tensor`
+    """Fill `tensor` from U(-a, a) with a = gain · √(6 / (fan_in + fan_out)), √3 times the std of `xavier_normal_`.
 
-    That a is √3 times the std of `xavier_normal_`. Keeps dtype and device; works on tensors that require
-    grad and on views. TypeError for what is no tensor of floats, ValueError for fewer than two dimensions or
-    a gain that is negative or not finite; nothing is written then. Arguments and numbers are those of
-    torch.nn.init. Source: Glorot and Bengio 2010, eq. 16."""
-    a = math.sqrt(3.0) * _xavier_std("xavier_uniform_", tensor, gain)
-    with torch.no_grad():
-        return tensor.uniform_(-a, a, generator=generator)
+    The numbers are those of `torch.nn.init.xavier_uniform_`. Source: Glorot and Bengio 2010, eq. 16."""
+    a = math.sqrt(3) * _xavier_std(tensor, gain)
+    with torch.no_grad(): return tensor.uniform_(-a, a, generator=generator)
 
-# %% ../nbs/01_init.ipynb #ea24f270
-_LINEAR = ["linear", *(f"{layer}{d}d" for layer in ("conv", "conv_transpose") for d in (1, 2, 3))]
-_GAINS = dict.fromkeys([*_LINEAR, "sigmoid"], 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2.0), "selu": 3 / 4}
-
+# %% ../nbs/01_init.ipynb #4f0d8463
 def calculate_gain(
-    nonlinearity: str,  # name of an activation function, as in nn.functional; "linear" for none
-    param: float | None = None,  # negative slope of "leaky_relu", 0.01 unless given; the others have none
+    nonlinearity: str,  # name of an activation function, as in `torch.nn.functional`; "linear" for none
+    param: float | None = None,  # negative slope of "leaky_relu", 0.01 if None
 ) -> float:
-    """Return torch's factor on the standard deviation of the weights of a layer that `nonlinearity` follows.
+    """Return what the std of a layer's weights is multiplied by when `nonlinearity` follows the layer.
 
-    1 for linear and the convolutions, √2 for relu, √(2 / (1 + slope²)) for leaky_relu: these make
-    gain² · E[f(z)²] equal to 1 for z from N(0, 1). 1 for sigmoid, 5/3 for tanh, 3/4 for selu are conventions.
-    ValueError for another name, and for a slope that is not a number.
-    Source: He et al. 2015, eq. 10 and 15, for the ReLUs; torch.nn.init for the rest."""
-    if isinstance(nonlinearity, str) and nonlinearity in _GAINS: return _GAINS[nonlinearity]
-    if nonlinearity != "leaky_relu":
-        known = ", ".join(["leaky_relu", *_GAINS])
-        raise ValueError(f"calculate_gain: Unsupported nonlinearity {nonlinearity}; there are {known}")
-    slope = 0.01 if param is None else param
-    if isinstance(slope, bool) or not isinstance(slope, (int, float)) or math.isnan(slope):
-        raise ValueError(f"calculate_gain: negative_slope {param} not a valid number")
-    return math.sqrt(2.0 / (1 + slope**2))
+    For linear layers and the ReLUs it makes gain² · E[f(z)²] equal to 1 for z from N(0, 1) (He et al. 2015); for
+    the others it's the convention of `torch.nn.init`."""
+    if nonlinearity == "leaky_relu": return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+    gains = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+    gains |= {f"conv{transpose}{d}d": 1.0 for transpose in ("", "_transpose") for d in (1, 2, 3)}
+    if nonlinearity not in gains:
+        raise ValueError(f"no gain is known for {nonlinearity!r}; there are {', '.join(['leaky_relu', *gains])}")
+    return gains[nonlinearity]
 
-# %% ../nbs/01_init.ipynb #2276a12d
-def _kaiming_std(who: str, tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    "Return He's standard deviation for `tensor`, after everything that can be wrong has been looked at."
-    need_floats(who, tensor=tensor)
-    modes, mode = ["fan_in", "fan_out"], str(mode).lower()
-    if mode not in modes:
-        raise ValueError(f"{who}: Mode {mode} not supported, please use one of {modes}")
-    gain = calculate_gain(nonlinearity, a)
-    if 0 in tensor.shape:  # as in torch: nothing to fill, and a fan may be 0, by which one can't divide
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
-        return 0.0
-    return gain / math.sqrt(fan_in_and_fan_out(tensor)[modes.index(mode)])
+# %% ../nbs/01_init.ipynb #ff5bf163
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"): raise ValueError(f"mode must be 'fan_in' or 'fan_out', not {mode!r}")
+    fan = fan_in_and_fan_out(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
-# %% ../nbs/01_init.ipynb #6a2bd30f
+
 def kaiming_normal_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
-    a: float = 0,  # negative slope, for "leaky_relu" alone; 0 makes that ReLU
-    mode: str = "fan_in",  # keep the size on the way forward ("fan_in") or backward ("fan_out")
-    nonlinearity: str = "leaky_relu",  # what follows the layer: a name that calculate_gain knows
-    generator: torch.Generator | None = None,  # source of the numbers; torch's global one unless given
-) -> Tensor:  # the very `tensor` that was given
-    """Return `tensor`, filled in place from the normal distribution N(0, σ²) with σ = gain / √fan.
+    a: float = 0,  # negative slope, for "leaky_relu" alone; 0 makes that a ReLU
+    mode: str = "fan_in",  # keep the forward size ("fan_in") or the backward size ("fan_out")
+    nonlinearity: str = "leaky_relu",  # what follows the layer: a name that `calculate_gain` knows
+    generator: Generator | None = None,  # source of the random numbers; torch's own if None
+) -> Tensor:  # the same `tensor`
+    """Fill `tensor` from N(0, σ²) with σ = gain / √fan.
 
-    Keeps dtype and device; works on tensors that require grad and on views; a tensor without elements is
-    left alone, with a warning. TypeError for what is no tensor of floats, ValueError for fewer than two
-    dimensions, an unknown mode or nonlinearity, or a slope that is no number; nothing is written then.
-    Arguments and numbers are those of torch.nn.init.
-    Source: He et al. 2015, eq. 10 (fan_in), 14 (fan_out), 15 (slope)."""
-    std = _kaiming_std("kaiming_normal_", tensor, a, mode, nonlinearity)
-    with torch.no_grad():
-        return tensor.normal_(0, std, generator=generator)
+    The numbers are those of `torch.nn.init.kaiming_normal_`. Source: He et al. 2015, eq. 10, 14 and 15."""
+    std = _kaiming_std(tensor, a, mode, nonlinearity)
+    with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-# %% ../nbs/01_init.ipynb #93f50d4b
+
 def kaiming_uniform_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
-    a: float = 0,  # negative slope, for "leaky_relu" alone; 0 makes that ReLU
-    mode: str = "fan_in",  # keep the size on the way forward ("fan_in") or backward ("fan_out")
-    nonlinearity: str = "leaky_relu",  # what follows the layer: a name that calculate_gain knows
-    generator: torch.Generator | None = None,  # source of the numbers; torch's global one unless given
-) -> Tensor:  # the very `tensor` that was given
-    """Return `tensor`, filled in place from the uniform distribution U(-b, b) with b = gain · √(3 / fan).
+    a: float = 0,  # negative slope, for "leaky_relu" alone; 0 makes that a ReLU
+    mode: str = "fan_in",  # keep the forward size ("fan_in") or the backward size ("fan_out")
+    nonlinearity: str = "leaky_relu",  # what follows the layer: a name that `calculate_gain` knows
+    generator: Generator | None = None,  # source of the random numbers; torch's own if None
+) -> Tensor:  # the same `tensor`
+    """Fill `tensor` from U(-b, b) with b = gain · √(3 / fan), √3 times the std of `kaiming_normal_`.
 
-    That b is √3 times the std of `kaiming_normal_`. Keeps dtype and device; works on tensors that require
-    grad and on views; a tensor without elements is left alone, with a warning. TypeError for what is no
-    tensor of floats, ValueError for fewer than two dimensions, an unknown mode or nonlinearity, or a slope
-    that is no number; nothing is written then. Arguments and numbers are those of torch.nn.init.
-    Source: He et al. 2015, eq. 10 (fan_in), 14 (fan_out), 15 (slope)."""
-    bound = math.sqrt(3.0) * _kaiming_std("kaiming_uniform_", tensor, a, mode, nonlinearity)
-    with torch.no_grad():
-        return tensor.uniform_(-bound, bound, generator=generator)
+    The numbers are those of `torch.nn.init.kaiming_uniform_`. Source: He et al. 2015, eq. 10, 14 and 15."""
+    bound = math.sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity)
+    with torch.no_grad(): return tensor.uniform_(-bound, bound, generator=generator)
