@@ -141,7 +141,7 @@ class FunctionPair:
         (x, *rest), out = self.calls.pop()
         self.grad(x, *rest) if self.loss else self.grad(x, out, *rest)
 
-# %% ../nbs/03_backward.ipynb #2b02a076
+# %% ../nbs/03_backward.ipynb #d640d136
 _EPS = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart the float64 numbers near 1 lie
 
 
@@ -154,12 +154,15 @@ def _params(f: Any) -> dict[str, Tensor]:
 
 def _floats(f: Any, inputs: list) -> dict[str, Tensor]:
     "Return what can get a gradient: the float inputs, named as in the forward of `f`, and the parameters."
-    try: names = [p.name for p in inspect.signature(getattr(f, "forward", f)).parameters.values() if p.kind != p.VAR_POSITIONAL]
+    try:
+        args = inspect.signature(getattr(f, "forward", f)).parameters.values()
+        names = [p.name for p in args if p.kind != p.VAR_POSITIONAL]
     except ValueError: names = []  # a builtin doesn't tell
     names += [f"input {i}" for i in range(len(names), len(inputs))]
     found = {}
     for name, t in [*zip(names, inputs), *_params(f).items()]:
-        if isinstance(t, Tensor) and t.is_floating_point() and all(t is not other for other in found.values()): found[name] = t
+        new = all(t is not other for other in found.values())
+        if new and isinstance(t, Tensor) and t.is_floating_point(): found[name] = t
     return found
 
 
@@ -173,7 +176,8 @@ def _in_float64(f: Any, inputs: tuple) -> Iterator[tuple[list, list]]:
     def copies(change: Callable) -> list:  # one tensor in two places stays one, and a parameter stays itself
         new = {id(p): p for p in params}
         for x in inputs:
-            if isinstance(x, Tensor) and x.is_floating_point(): new.setdefault(id(x), change(x.detach().double().clone()))
+            if isinstance(x, Tensor) and x.is_floating_point():
+                new.setdefault(id(x), change(x.detach().double().clone()))
         return [new.get(id(x), x) for x in inputs]
 
     try:
@@ -191,7 +195,7 @@ def _fresh(f: Any) -> Any:
     except Exception: pass  # what can't be copied is used as it is
     return f.to(torch.float64) if hasattr(f, "to") else f
 
-# %% ../nbs/03_backward.ipynb #b5c991d5
+# %% ../nbs/03_backward.ipynb #a271e43e
 def _call(f: Any, inputs: list) -> Tensor:
     "Return `f(*inputs)`, always with the same random numbers."
     torch.manual_seed(0)
@@ -233,17 +237,20 @@ def _trip(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
         kinds = [f"{tuple(t.shape)}, {t.dtype}" if isinstance(t, Tensor) else repr(t) for t in (grad, named[name])]
         if kinds[0] != kinds[1]: raise AssertionError(f"{name}.g is {kinds[0]}, but {name} is {kinds[1]}")
         for other, places in taken.items():
-            if places & _addresses(grad): raise AssertionError(f"{name}.g shares memory with {other}: a change of one changes both")
+            if places & _addresses(grad):
+                raise AssertionError(f"{name}.g shares memory with {other}: a change of one changes both")
         taken[f"{name}.g"] = _addresses(grad)
     return grads
 
-# %% ../nbs/03_backward.ipynb #62fa309f
+# %% ../nbs/03_backward.ipynb #d0faa3a6
 def _by_autograd(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
     "Return the gradients that autograd finds, None where it can't follow."
     f, named = _fresh(f), _floats(f, inputs)
     for t in named.values(): t.requires_grad_()
     with torch.enable_grad():
-        try: found = torch.autograd.grad(_call(getattr(f, "forward", f), inputs), list(named.values()), g, allow_unused=True)
+        try:
+            out = _call(getattr(f, "forward", f), inputs)
+            found = torch.autograd.grad(out, list(named.values()), g, allow_unused=True)
         except RuntimeError: found = [None] * len(named)
     for t in named.values():
         if t.is_leaf: t.requires_grad_(False)
@@ -271,7 +278,8 @@ def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor
 
     kinks = []
     for name, t in named.items():
-        if grads[name] is None and center.ndim == 0 and any(t is x for x in inputs[1:]): continue  # the target of a loss
+        if grads[name] is None and center.ndim == 0 and any(t is x for x in inputs[1:]):
+            continue  # the target of a loss
         for i in itertools.product(*map(range, t.shape)):
             left, right, error = slopes([(t, i)])
             low, high = min(left, right) - error, max(left, right) + error
@@ -284,17 +292,19 @@ def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor
             got = 0.0 if grads[name] is None else grads[name][i].item()
             if not low <= got <= high:
                 wrong = "no gradient was written" if grads[name] is None else f"your gradient is {got:.12g}"
-                raise AssertionError(f"{name}{list(i) or ''}: {wrong}, finite differences give {(left + right) / 2:.10g}{also}")
+                measured = f"finite differences give {(left + right) / 2:.10g}"
+                raise AssertionError(f"{name}{list(i) or ''}: {wrong}, {measured}{also}")
             if not smooth: kinks.append((name, t, i, got))
     if len(kinks) > 1:
         left, right, error = slopes([(t, i) for _, t, i, _ in kinks])
         got = sum(got for *_, got in kinks)
-        if abs(left - right) < 1e-3 * max(abs(left), abs(right)) + error and abs(got - left) > abs(left - right) + 10 * error:
+        smooth = abs(left - right) < 1e-3 * max(abs(left), abs(right)) + error
+        if smooth and abs(got - left) > abs(left - right) + 10 * error:
             where = ", ".join(f"{name}{list(i)}" for name, _, i, _ in kinks[:4])
             raise AssertionError(f"{where}: each could be right alone, but not all of them: together they have the "
                                  f"slope {left:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #f11f8a2e
+# %% ../nbs/03_backward.ipynb #6eb2c4e3
 def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: str) -> None:
     "Hold that two sets of gradients are the same up to rounding; None counts as 0."
     for name, b in want.items():
@@ -305,7 +315,8 @@ def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: st
 
 def _hold_calls(f: Any, inputs: list, others: list, g: Tensor, first: dict[str, Tensor]) -> None:
     "Hold that of two calls each is sent back with its own inputs and state, the last one first."
-    one, two, message = _floats(f, inputs), _floats(f, others), "wrong for the {} of two calls: does each keep its own state?"
+    message = "wrong for the {} of two calls: does each keep its own state?"
+    one, two = _floats(f, inputs), _floats(f, others)
     alone, second = _call(_fresh(f), others), _trip(f, others, g.clone())
     second = {name: torch.zeros_like(t) if second[name] is None else second[name] for name, t in two.items()}
     for t in two.values(): t.g = None
@@ -316,7 +327,8 @@ def _hold_calls(f: Any, inputs: list, others: list, g: Tensor, first: dict[str, 
     _hold_close({name: getattr(t, "g", None) for name, t in two.items()}, second, message.format("second"))
     _send_back(both, outs[0], g.clone())
     own = [name for name in one if one[name] is not two[name] and first[name].any()]
-    if own and all(getattr(one[name], "g", None) is None and torch.allclose(two[name].g, 2 * second[name]) for name in own):
+    if own and all(getattr(one[name], "g", None) is None and torch.allclose(two[name].g, 2 * second[name])
+                   for name in own):
         return  # f keeps its last call alone: right as long as there is one call at a time
     want = {name: first[name] + second[name] if one[name] is two[name] else first[name] for name in one}
     _hold_close({name: getattr(t, "g", None) for name, t in one.items()}, want, message.format("first"))

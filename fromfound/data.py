@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MNIST_FILES', 'MNIST_MIRRORS', 'Split', 'digits', 'spiral', 'mnist']
 
-# %% ../nbs/data.ipynb #1439219d
+# %% ../nbs/data.ipynb #008912fe
 import gzip
 import math
 from importlib import resources
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-# %% ../nbs/data.ipynb #05528c08
+# %% ../nbs/data.ipynb #a9cc475e
 def _digits_table() -> np.ndarray:
     "Return the table in the package's file, (1797, 65) uint8: 64 pixels from 0 to 16, then the digit."
     with (resources.files("fromfound") / "digits.csv.gz").open("rb") as packed, gzip.open(packed) as file:
         return np.loadtxt(file, dtype=np.uint8, delimiter=",")
 
-# %% ../nbs/data.ipynb #769b5586
+# %% ../nbs/data.ipynb #aacc2561
 class Split(NamedTuple):
     """A data set in two parts: what to learn from, and what to be judged by.
 
@@ -32,7 +32,7 @@ class Split(NamedTuple):
     x_valid: Tensor  # inputs to be judged by
     y_valid: Tensor  # their targets
 
-# %% ../nbs/data.ipynb #e5d534fd
+# %% ../nbs/data.ipynb #27d6458f
 def digits(
     flat: bool = True,  # images as rows, (n, 64)? Otherwise (n, 1, 8, 8), as convolutions want them
 ) -> Split:  # of 1,442 images to learn from and 355 to be judged by
@@ -48,7 +48,7 @@ def digits(
     for digit in range(10): valid[(y == digit).nonzero()[4::5]] = True
     return Split(x[~valid], y[~valid], x[valid], y[valid])
 
-# %% ../nbs/data.ipynb #f1556c1e
+# %% ../nbs/data.ipynb #6887e0fe
 def spiral(
     n_per_class: int = 100,  # points on each arm
     n_classes: int = 3,  # arms
@@ -64,7 +64,7 @@ def spiral(
     x = torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1).reshape(-1, 2)
     return x, torch.arange(n_classes).repeat_interleave(n_per_class)
 
-# %% ../nbs/data.ipynb #8a90dc48
+# %% ../nbs/data.ipynb #bc80b9ae
 #: The four files of MNIST, in the order of `Split`, with their SHA-256 sums.
 MNIST_FILES = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -72,7 +72,8 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
-MNIST_MIRRORS = ["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"]
+MNIST_MIRRORS = ["https://ossci-datasets.s3.amazonaws.com/mnist/",
+                 "https://storage.googleapis.com/cvdf-datasets/mnist/"]
 
 
 def _fetch(name: str, folder: Path) -> Path:
@@ -86,7 +87,7 @@ def _fetch(name: str, folder: Path) -> Path:
     if path.exists(): return path
     raise OSError("\n".join([f"{name} could not be downloaded. Without a network, use digits().", *reasons]))
 
-# %% ../nbs/data.ipynb #df5ee528
+# %% ../nbs/data.ipynb #339d8bb2
 def _read_idx(path: Path) -> Tensor:
     "Return the bytes in a gzipped IDX file as a uint8 tensor of the shape that its header says."
     data = gzip.decompress(path.read_bytes())

@@ -29,15 +29,16 @@ class Parameter(nn.Parameter):
     def __new__(cls, data: Tensor, requires_grad: bool = False) -> "Parameter":
         return super().__new__(cls, data, requires_grad)
 
-# %% ../nbs/04_refactor.ipynb #73f0ea5d
+# %% ../nbs/04_refactor.ipynb #17cb440a
 def _find(kind: type, thing: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     "Yield what is of `kind` in a module, its attributes without a leading `_` and their lists, by dotted name."
     if isinstance(thing, kind): yield name, thing
-    parts = vars(thing) if isinstance(thing, Module) else dict(enumerate(thing)) if isinstance(thing, (list, tuple)) else {}
+    if isinstance(thing, Module): parts = vars(thing)
+    else: parts = dict(enumerate(thing)) if isinstance(thing, (list, tuple)) else {}
     for key, part in sorted(parts.items(), key=lambda item: not isinstance(item[1], Tensor)):  # as torch: tensors first
         if not str(key).startswith("_"): yield from _find(kind, part, f"{name}.{key}" if name else str(key))
 
-# %% ../nbs/04_refactor.ipynb #9bf5b23b
+# %% ../nbs/04_refactor.ipynb #ec77dd16
 _tape: list | None = None  # the calls of the forward pass that is running
 _remember = True  # False inside no_grad
 
@@ -105,10 +106,12 @@ class Module:
         Raises RuntimeError if there's no call left or a gradient is missing, ValueError if `out.g` isn't of the
         shape of `out`; nothing has been written then."""
         calls = self.__dict__.get("_calls")
-        if not calls: raise RuntimeError(f"{type(self).__name__}.backward() needs a forward pass before it, one for each")
+        if not calls:
+            raise RuntimeError(f"{type(self).__name__}.backward() needs a forward pass before it, one for each")
         args, stand_ins, out, tape = calls[-1]
         if all(out is not made for _, _, made in tape):
-            raise RuntimeError(f"no layer has made the output of {type(self).__name__}: use layers, such as Add for a + b")
+            name = type(self).__name__
+            raise RuntimeError(f"no layer has made the output of {name}: use layers, such as Add for a + b")
         if getattr(out, "g", None) is None:
             if not tape[-1][0].is_loss: raise RuntimeError(f"set out.g before {type(self).__name__}.backward()")
             out.g = torch.ones_like(out)
@@ -183,7 +186,7 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         is_parameter = isinstance(self.__dict__.get(name), nn.Parameter)
         if is_parameter and isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            raise TypeError(f"a plain tensor in place of the Parameter {name} wouldn't be trained: write into {name}.data")
+            raise TypeError(f"{name} is a Parameter; a plain tensor wouldn't be trained: write into {name}.data")
         super().__setattr__(name, value)
 
     def extra_repr(self) -> str:

@@ -117,7 +117,7 @@ def matmul(
     _check_inner(a, b)
     return a @ b
 
-# %% ../nbs/00_matmul.ipynb #bd902a78
+# %% ../nbs/00_matmul.ipynb #6fcf3df9
 def einsum(
     equation: str,  # such as "ik,kj->ij", or "...ik,...kj->...ij"
     *operands: Tensor,  # one for each term of the equation
@@ -128,7 +128,8 @@ def einsum(
     with all products in memory at once. Raises ValueError for an equation that doesn't fit the operands."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if len(terms) != len(operands): raise ValueError(f"{equation!r} has {len(terms)} terms for {len(operands)} operands")
+    if len(terms) != len(operands):
+        raise ValueError(f"{equation!r} has {len(terms)} terms for {len(operands)} operands")
     unnamed = [t.ndim - len(term.replace("...", "")) for t, term in zip(operands, terms)]
     dots = "".join(chr(ord("α") + i) for i in range(max(unnamed)))
     terms = [term.replace("...", dots[len(dots) - n:]) for term, n in zip(terms, unnamed)]
@@ -137,7 +138,8 @@ def einsum(
     output = output.replace("...", dots)
     size_of = {}
     for term, t in zip(terms, operands):
-        if len(term) != t.ndim: raise ValueError(f"{term!r} of {equation!r} doesn't fit an operand of shape {tuple(t.shape)}")
+        if len(term) != t.ndim:
+            raise ValueError(f"{term!r} of {equation!r} doesn't fit an operand of shape {tuple(t.shape)}")
         for letter, size in zip(term, t.shape):
             if size != 1 and size_of.setdefault(letter, size) != size:
                 raise ValueError(f"{letter!r} of {equation!r} is both {size_of[letter]} and {size}")

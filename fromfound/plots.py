@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'LINE_STYLES', 'MARKERS', 'use_style', 'show_images', 'show_matrix', 'canvas', 'draw_cells', 'plot_curves',
            'draw_graph']
 
-# %% ../nbs/plots.ipynb #00000004
+# %% ../nbs/plots.ipynb #63002634
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-# %% ../nbs/plots.ipynb #00000007
+# %% ../nbs/plots.ipynb #f08b9aba
 #: Okabe and Ito's colours: blue, orange, green, vermillion, purple, sky blue, black, yellow.
 #: Yellow is too pale for a line on white: use it to fill areas.
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"]
@@ -30,7 +30,7 @@ LINE_STYLES = ["-", "--", "-.", ":", (0, (7, 2)), (0, (5, 1.5, 1, 1.5, 1, 1.5)),
 #: The marker that goes with each of the first seven colours.
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
-# %% ../nbs/plots.ipynb #0000000b
+# %% ../nbs/plots.ipynb #1aea419b
 def use_style() -> None:
     "Set matplotlib's defaults to the style of the book; `matplotlib.rcdefaults()` undoes it."
     mpl.rcParams.update({
@@ -50,13 +50,13 @@ def use_style() -> None:
         backend.print_figure_kwargs = {**backend.print_figure_kwargs, "metadata": {"Software": None}}
         backend.figure_formats = {"retina"}
 
-# %% ../nbs/plots.ipynb #0000000f
+# %% ../nbs/plots.ipynb #deaf1466
 def _array(values: Any) -> np.ndarray:
     "Return a tensor, an array, a number, a text or a nested list of these as an array."
     if isinstance(values, (list, tuple)): return np.array([_array(v) for v in values])
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
-# %% ../nbs/plots.ipynb #00000011
+# %% ../nbs/plots.ipynb #aac5fd21
 def show_images(
     images: Any,  # (n, h, w), (n, h*w) with h = w, (n, 1, h, w), or (n, h, w, 3) for colours from 0 to 1
     titles: Sequence | None = None,  # n texts, printed above the images
@@ -80,7 +80,7 @@ def show_images(
         ax.set_title(title, fontsize=10, pad=3)
     return axes[:n]
 
-# %% ../nbs/plots.ipynb #00000014
+# %% ../nbs/plots.ipynb #dc1c0324
 def _text_color(color: Any) -> str:
     "Return black or white, whichever stands out more from `color`."
     rgb = np.array(mpl.colors.to_rgb(color))
@@ -113,7 +113,8 @@ def show_matrix(
         cell = 0.16 + 0.088 * max(3, *(len(text) for row in texts for text in row))
         ax = plt.subplots(figsize=(0.9 + cell * cols, 0.8 + 0.4 * rows))[1]
     high, signed = abs(matrix).max(), matrix.min() < 0
-    image = ax.imshow(matrix, cmap or ("PuOr_r" if signed else "Blues"), vmin=-high if signed else 0, vmax=high, aspect="auto")
+    cmap = cmap or ("PuOr_r" if signed else "Blues")
+    image = ax.imshow(matrix, cmap, vmin=-high if signed else 0, vmax=high, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
         color = _text_color(image.cmap(image.norm(value)))
         ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=10, color=color)
@@ -124,7 +125,7 @@ def show_matrix(
     ax.tick_params(length=0)
     return ax
 
-# %% ../nbs/plots.ipynb #00000017
+# %% ../nbs/plots.ipynb #6a76b2a1
 def canvas(
     width: float,  # in boxes
     height: float,  # in boxes
@@ -164,7 +165,7 @@ def draw_cells(
     if label: ax.text(x0, y0 - 0.15, label, ha="left", va="bottom")
     return x0 + values.shape[1] * w, y0 + values.shape[0] * h
 
-# %% ../nbs/plots.ipynb #0000001b
+# %% ../nbs/plots.ipynb #05fd1afb
 def plot_curves(
     curves: Mapping[str, Any],  # the y values of each curve, (n,), under its name
     x: Any = None,  # (n,) the x values of all of them; 1, 2, 3 … if None
@@ -191,7 +192,7 @@ def plot_curves(
     ax.set(**labels)
     return ax
 
-# %% ../nbs/plots.ipynb #0000001e
+# %% ../nbs/plots.ipynb #40d55632
 _GRAD_COLOR = "#B34700"  # vermillion, darkened until small letters can be read on white
 
 
@@ -226,7 +227,8 @@ def draw_graph(
     h = 0.16 + 0.22 * max(map(len, lines.values()))
     gap = 0.5 + 0.09 * max(map(len, (edge_labels or {}).values()), default=2)
     dx, dy = spacing or (w + gap, h + 0.36)
-    at = {n: (c * dx + w / 2 + 0.15, r * dy + h / 2 + 0.15) for n, (c, r) in (positions or _positions(lines, edges)).items()}
+    places = positions or _positions(lines, edges)
+    at = {n: (column * dx + w / 2 + 0.15, row * dy + h / 2 + 0.15) for n, (column, row) in places.items()}
     ax = canvas(max(x for x, _ in at.values()) + w / 2 + 0.15, max(y for _, y in at.values()) + h / 2 + 0.15, unit=1)
     boxes = {}
     for n, (x, y) in at.items():
