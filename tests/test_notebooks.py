@@ -74,9 +74,12 @@ def test_outputs_ask_no_other_host(notebook):
             assert not re.search(r"!\[[^\]]*\]\(https?:|<img[^>]+src=\"https?:", source(cell)), source(cell)
 
 
-def test_cells_are_short(notebook):
+def test_output_lines_fit_the_page(notebook):
+    "Lines beyond 90 columns are cut off on the site."
     for cell in code_cells(notebook):
-        assert len(source(cell).splitlines()) <= 30, source(cell)
+        for output in cell["outputs"]:
+            text = "".join(output.get("text", "")) or "".join(output.get("data", {}).get("text/plain", ""))
+            for line in text.splitlines(): assert len(line) <= 90, f"{len(line)} columns: {line}"
 
 
 def test_links_to_other_notebooks_lead_somewhere(notebook):
@@ -106,8 +109,10 @@ def test_a_chapter_is_a_whole_one(path):
     assert any('"google.colab" in sys.modules' in t and "%pip install" in t for t in text), "a cell that installs on Colab only"
     for heading in ("## What you have built", "## What comes next", "## Exercises"):
         assert any(re.search(rf"^{heading}", t, re.MULTILINE) for t in text), heading
-    solutions = [c for c in code_cells(path) if re.search(r"^#\|\s*code-fold:\s*true", source(c), re.MULTILINE)]
-    assert len(solutions) >= 3 and all(c["metadata"].get("jupyter", {}).get("source_hidden") for c in solutions)
+    folded = [c for c in code_cells(path) if re.search(r"^#\|\s*code-fold:\s*true", source(c), re.MULTILINE)]
+    assert all(c["metadata"].get("jupyter", {}).get("source_hidden") for c in folded)
+    solutions = [c for c in folded if "code-summary: Solution" in source(c)]
+    assert len(solutions) >= 3 and not any(c["outputs"] for c in solutions), "solutions, whose output gives nothing away"
     assert sum("try_answer(" in source(c) for c in code_cells(path)) >= 3
     assert sum("fig-cover-" in source(c) for c in code_cells(path)) == 1
 

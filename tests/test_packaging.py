@@ -44,7 +44,7 @@ def test_wheel_says_what_settings_say(dist, settings):
     assert f"Version: {settings['version']}\n" in metadata
     assert f"Requires-Python: >={settings['min_python']}\n" in metadata
     required = re.findall(r"^Requires-Dist: (\S+?)[><=~!; ]\S*(.*)$", metadata, re.MULTILINE)
-    assert {name for name, marker in required if "extra" not in marker} == {"torch", "matplotlib", "fastcore", "safetensors", "tqdm"}
+    assert {name for name, marker in required if "extra" not in marker} == {"torch", "matplotlib", "fastcore", "tqdm"}
     assert not re.search(r"^Requires-Dist: torch.*(<|==)", metadata, re.MULTILINE), "torch has a lower bound only"
 
 

@@ -1,4 +1,4 @@
-"""Write each chapter's cover figure, the one labelled fig-cover-…, to nbs/images/covers/: the README's small pictures.
+"""Write the cover figures, those labelled fig-cover-…, to nbs/images/covers/: the README's pictures.
 
 Run by `make readme`; tests/test_readme.py holds the files in step with the notebooks' stored outputs.
 """
@@ -12,9 +12,9 @@ COVERS = ROOT / "nbs" / "images" / "covers"
 
 
 def covers() -> dict[str, bytes]:
-    """The PNG of each numbered chapter's cover figure, by the chapter's name."""
+    """The PNG of the home page's and of each chapter's cover figure, by the notebook's name."""
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
+    for path in [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if not re.search(r"^#\|\s*label:\s*fig-cover-", "".join(cell["source"]), re.MULTILINE):
                 continue
