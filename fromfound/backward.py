@@ -69,12 +69,12 @@ def relu_grad(
     "Add the gradient for `out = relu(x)` to `x.g`: out.g where x > 0, and 0 elsewhere."
     add_grad(x, out.g.masked_fill(x <= 0, 0))
 
-# %% ../nbs/03_backward.ipynb #43623449
+# %% ../nbs/03_backward.ipynb #3def2cab
 def as_rows(
     t: Tensor,  # (..., features)
 ) -> Tensor:  # (n, features)
     "Return `t` as a matrix with one row per example."
-    return t.reshape(-1, t.shape[-1])
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 
 @torch.no_grad()
@@ -304,7 +304,7 @@ def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor
             raise AssertionError(f"{where}: each could be right alone, but not all of them: together they have the "
                                  f"slope {left:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #6eb2c4e3
+# %% ../nbs/03_backward.ipynb #54b1f8a1
 def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: str) -> None:
     "Hold that two sets of gradients are the same up to rounding; None counts as 0."
     for name, b in want.items():
@@ -315,7 +315,7 @@ def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: st
 
 def _hold_calls(f: Any, inputs: list, others: list, g: Tensor, first: dict[str, Tensor]) -> None:
     "Hold that of two calls each is sent back with its own inputs and state, the last one first."
-    message = "wrong for the {} of two calls: does each keep its own state?"
+    message = "wrong for the {} of two calls (does each keep its own state?)"
     one, two = _floats(f, inputs), _floats(f, others)
     alone, second = _call(_fresh(f), others), _trip(f, others, g.clone())
     second = {name: torch.zeros_like(t) if second[name] is None else second[name] for name, t in two.items()}
@@ -350,6 +350,7 @@ def check_grads(
         if out.dtype != torch.float64: raise AssertionError(f"f makes {out.dtype} of float64: it loses digits inside")
         g = torch.ones_like(out) if isinstance(f, FunctionPair) and f.loss else rand(out)
         named, first = _floats(f, inputs), _trip(f, inputs, g.clone())
+        if not named: raise ValueError("nothing to check: no input and no parameter holds floats")
         _hold_right(f, inputs, first, g)
         first = {name: torch.zeros_like(t) if first[name] is None else first[name] for name, t in named.items()}
 

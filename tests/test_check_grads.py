@@ -514,49 +514,42 @@ def layer_inside_a_model():
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_rejects(name):
-    f, *inputs = MUTANTS[name]()
-    with pytest.raises(AssertionError) as caught: check_grads(f, *inputs)
-    assert len(str(caught.value)) > 20
+    for seed in range(8):
+        f, *inputs = MUTANTS[name]()
+        with pytest.raises(AssertionError) as caught: check_grads(f, *inputs, seed=seed)
+        assert len(str(caught.value)) > 20
 
 
 # What the message says, for those whose cause has a name.
 MESSAGES = {
-    "overwrites_everything": r"input\[0, 0\]: a gradient is added to what is in \.g",
-    "no_bias_gradient": r"parameter 1\.g was never written",
-    "softmax_zeros": r"input\[\d, \d\]: your gradient is 0, finite differences give -?0\.\d+ \(autograd: -?0\.\d+\); it is zero everywhere",
-    "bias_not_summed": r"parameter 1\.g is \(4, 3\), but parameter 1 is \(3,\); was it summed over the batch\?",
+    "overwrites_everything": r"input 0\[0, 0\]: a gradient is added to what is in \.g",
+    "no_bias_gradient": r"parameter 1\[0\]: no gradient was written, finite differences give -?\d+\.\d+, autograd says -?\d+\.\d+",
+    "softmax_zeros": r"input 0\[0, 0\]: your gradient is 0, finite differences give -?0\.\d+, autograd says -?0\.\d+",
+    "bias_not_summed": r"parameter 1\.g is \(4, 3\), torch\.float64, but parameter 1 is \(3,\)",
     "off_in_one_element_of_weight": r"parameter 0\[2, 1\]: your gradient is",
-    "off_by_an_absolute_thousandth": r"input\[3, 2\]: your gradient is",
-    "divided_by_the_batch": r"every element is 0\.25 times what it should be",
-    "mse_divided_by_the_batch": r"every element is 3 times what it should be",
-    "mse_wrong_sign": r"every element is -1 times what it should be",
-    "weight_gradient_transposed": r"parameter 0\[.*it is the transpose",
-    "is_out_g": r"input\.g shares memory with out\.g",
-    "is_a_view_of_out_g": r"input\.g shares memory with out\.g",
-    "is_out_g_reshaped": r"input\.g shares memory with out\.g",
-    "one_gradient_for_two": r"input(?: 1)?\.g shares memory with input(?: 1)?\.g",
-    "two_gradients_overlap": r"input\.g shares memory with input 1\.g",
-    "gradient_is_the_input": r"input\.g shares memory with input",
-    "changes_out_g": r"backward\(\) changed out\.g in place",
-    "changes_its_input": r"backward\(\) changed input in place",
-    "changes_its_weight": r"backward\(\) changed parameter 0 in place",
-    "changes_its_output": r"backward\(\) changed out in place",
-    "forward_changes_and_copies": r"the forward changed input in place",
+    "off_by_an_absolute_thousandth": r"input 0\[3, 2\]: your gradient is",
+    "is_out_g": r"input 0\.g shares memory with out\.g",
+    "is_a_view_of_out_g": r"input 0\.g shares memory with out\.g",
+    "one_gradient_for_two": r"input 1\.g shares memory with input 0\.g",
+    "gradient_is_the_input": r"input 0\.g shares memory with input 0",
+    "changes_out_g": r"out\.g was changed in place",
+    "changes_its_input": r"input 0 was changed in place",
+    "changes_its_weight": r"parameter 0 was changed in place",
+    "changes_its_output": r"out was changed in place",
+    "forward_changes_and_copies": r"input 0 was changed in place",
     "returns_its_input": r"f returned the very tensor",
     "flattens_as_if_contiguous": r"backward\(\) raised RuntimeError: view size",
-    "strides_as_if_contiguous": r"not contiguous in memory",
-    "reads_the_last_forward": r"after two calls, .* the first one",
-    "wrong_for_the_second_of_two_uses": r"after two calls, .* the first one",
-    "nothing_for_the_second_of_two_uses": r"after two calls, .* the first one",
-    "caches_the_gradient": r"after two calls",
+    "strides_as_if_contiguous": r"wrong when out\.g isn't contiguous in memory",
+    "reads_the_last_forward": r"x\[0, 0\]: wrong for the first of two calls \(does each keep its own state\?\)",
+    "caches_the_gradient": r"wrong for the first of two calls",
     "max_gives_to_every_tie": r"each could be right alone, but not all",
     "maximum_gives_both": r"each could be right alone, but not all",
-    "float32_gradient": r"input\.g is torch\.float32, but input is torch\.float64",
+    "float32_gradient": r"input 0\.g is \(4, 3\), torch\.float32, but input 0 is \(4, 3\), torch\.float64",
     "float32_forward": r"f makes torch\.float32 of float64",
-    "a_python_number": r"input\.g is a float, not a tensor",
+    "a_python_number": r"input 0\.g is 1\.0, but input 0 is \(4, 3\)",
     "raises": r"backward\(\) raised ZeroDivisionError",
     "nan_everywhere": r"your gradient is nan",
-    "layer_without_bias_gradient": r"bias\.g was never written",
+    "layer_without_bias_gradient": r"bias\[0\]: no gradient was written",
     "layer_inside_a_net": r"input\[|0\.weight\[",
 }
 
@@ -770,15 +763,6 @@ def steep_roots(): return Layer(torch.sqrt, lambda out, x: add(x, out.g / (2 * o
 @right
 def large_and_small(): return Layer(lambda x: x * x * x, lambda out, x: add(x, out.g * 3 * x * x)), torch.tensor([1e4, 1., 1e-4, 0.])
 @right
-def constant_matrix_in_float32():
-    class Fixed(Layer):
-        def __init__(self): super().__init__(None, None); self.parts = {"matrix": [rand(3, 2, dtype=torch.float32)]}
-        def __call__(self, x):
-            out = x @ self.parts["matrix"][0]
-            self.calls.append((x, out)); return out
-        def backward(self): x, out = self.calls.pop(); add(x, out.g @ self.parts["matrix"][0].T)
-    return Fixed(), X
-@right
 def embedding():
     def bwd(out, index, weight): add(weight, torch.zeros_like(weight).index_add(0, index, out.g))
     return Layer(lambda index, weight: weight[index], bwd, weight=rand(4, 2)), torch.tensor([0, 2, 2])
@@ -792,8 +776,8 @@ def confident_cross_entropy():
 @right
 def layer_with_own_state():
     class Mask(layers.Module):
-        def forward(self, x): mask = x > 0; self.save_for_backward(mask); return x * mask
-        def bwd(self, out, x): add_grad(x, out.g * self.saved_tensors[0])
+        def forward(self, x): mask = x > 0; out = x * mask; out.saved = mask; return out
+        def bwd(self, out, x): add_grad(x, out.g * out.saved)
     return Mask(), X
 
 
@@ -811,11 +795,8 @@ for shape in [(), (3,), (4, 3), (2, 1, 3, 2), (0,), (2, 0)]:
 for shape in [(), (3,), (4, 3), (2, 1, 3)]:
     RIGHT[f"mse_of_{shape}"] = lambda shape=shape: (FunctionPair(mse_loss, mse_loss_grad, loss=True), rand(*shape), rand(*shape, seed=7))
     RIGHT[f"layer_mse_of_{shape}"] = lambda shape=shape: (layers.MSELoss(), rand(*shape), rand(*shape, seed=7))
-for shape in [(3,), (4, 3), (2, 3, 2), (2, 3, 2, 2)]:
-    target = torch.arange(math.prod(shape) // 3).reshape(shape[:-1][:1] + shape[2:] if len(shape) > 1 else ()) % 3
-    RIGHT[f"cross_entropy_of_{shape}"] = lambda s=shape, t=target: (FunctionPair(cross_entropy, cross_entropy_grad, loss=True), rand(*s), t)
-    RIGHT[f"layer_cross_entropy_of_{shape}"] = lambda s=shape, t=target: (layers.CrossEntropyLoss(), rand(*s), t)
-RIGHT["cross_entropy_ignoring"] = lambda: (FunctionPair(cross_entropy, cross_entropy_grad, loss=True), LOGITS, torch.tensor([0, -100, 2, -100]))
+RIGHT["cross_entropy"] = lambda: (FunctionPair(cross_entropy, cross_entropy_grad, loss=True), LOGITS, LABELS)
+RIGHT["layer_cross_entropy"] = lambda: (layers.CrossEntropyLoss(), LOGITS, LABELS)
 
 
 def net(): torch.manual_seed(0); return layers.Sequential(layers.Linear(3, 4), layers.ReLU(), layers.Linear(4, 2))
@@ -876,26 +857,13 @@ def test_an_exercise_that_is_not_done_says_so():
     with pytest.raises(NotImplementedError): check_grads(FunctionPair(tanh, todo), X)
 
 
-def test_refuses_what_it_cannot_check():
-    with pytest.raises(TypeError, match="FunctionPair"): check_grads(torch.tanh, X)
-    with pytest.raises(ValueError, match="nothing to check"): check_grads(FunctionPair(tanh, tanh_grad), torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="nothing to check"): check_grads(FunctionPair(tanh, tanh_grad))
-    with pytest.raises(ValueError, match="grad_out is"): check_grads(FunctionPair(tanh, tanh_grad), X, grad_out=torch.ones(2))
-    with pytest.raises(TypeError, match="must return a tensor"):
-        check_grads(Layer(lambda x: (x, x), lambda out, x: None), X)
-    with pytest.raises(AssertionError, match="two results"):
-        import random
-        check_grads(Layer(lambda x: x * random.random(), lambda out, x: add(x, out.g * 1)), X)
-
-
 def test_what_the_forward_refuses_is_the_callers_to_see():
-    with pytest.raises(ValueError, match="linear: "): check_grads(FunctionPair(linear, linear_grad), rand(4, 2), rand(2, 3))
+    with pytest.raises(ValueError, match="did you mean weight.T"): check_grads(FunctionPair(linear, linear_grad), rand(4, 2), rand(2, 3))
 
 
-def test_a_gradient_of_ones_can_be_asked_for():  # and is as blind as the chapter says
-    f = Layer(soft, lambda out, x: add(x, torch.zeros_like(x)))
-    check_grads(f, X, grad_out=1.0)
-    with pytest.raises(AssertionError): check_grads(f, X)
+def test_a_check_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing to check"):
+        check_grads(Layer(lambda i: i.double(), lambda out, i: None), torch.tensor([1, 2]))
 
 
 def test_inputs_from_the_same_seed_hide_nothing():  # out.g must not be the numbers that the caller drew
@@ -903,7 +871,7 @@ def test_inputs_from_the_same_seed_hide_nothing():  # out.g must not be the numb
         torch.manual_seed(0)
         x = torch.randn(4, 4, dtype=dtype)
         f = Layer(lambda x, weight: x @ weight.T, lambda out, x, weight: (add(x, out.g @ weight), add(weight, x.T @ out.g)), weight=rand(4, 4))
-        with pytest.raises(AssertionError, match="transpose"): check_grads(f, x)
+        with pytest.raises(AssertionError, match=r"parameter 0\[0, 1\]"): check_grads(f, x)
 
 
 def test_every_element_counts():
