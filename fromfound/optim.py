@@ -116,11 +116,14 @@ class SGD(Optimizer):
             grads = torch._foreach_add(grads, v, alpha=momentum) if group["nesterov"] else v
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
-# %% ../nbs/06_optim.ipynb #a994f2bd
+# %% ../nbs/06_optim.ipynb #989d0148
 def _count(states: list[dict]) -> list[float]:
-    "Return which step this is for each parameter, from 1 on; kept in `state['step']`."
-    for state in states: state["step"] = float(state.get("step", 0)) + 1  # PyTorch's is a tensor
-    return [state["step"] for state in states]
+    "Return which step this is for each parameter, from 1 on; kept in `state['step']`, as a tensor like PyTorch's."
+    steps = [state["step"].item() + 1 if "step" in state else 1.0 for state in states]
+    for state, step in zip(states, steps):
+        if "step" in state: state["step"].fill_(step)
+        else: state["step"] = torch.tensor(step)
+    return steps
 
 
 class RMSprop(Optimizer):
