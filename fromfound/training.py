@@ -601,7 +601,7 @@ class Checkpoint(_Best):
     def after_fit(self, learn: Learner) -> None:
         if not self.monitor: learn.save(self.path)
 
-# %% ../nbs/07_training.ipynb #43c89a37
+# %% ../nbs/07_training.ipynb #470c4f31
 def plot_decision_boundary(
     model: Any,  # a Learner, a Model, a net or a function: (n, 2) to (n, classes)
     x: Tensor,  # (n, 2) points
@@ -621,14 +621,15 @@ def plot_decision_boundary(
     predict = getattr(model, "predict", model)
     with ExitStack() as stack:
         if isinstance(model, Module): stack.enter_context(evaluating(model))
-        classes = predict(torch.cartesian_prod(a, b).to(x)).argmax(1).reshape(steps, steps).T.cpu()
-    n = int(max(classes.max(), y.max())) + 1
+        classes = predict(torch.cartesian_prod(a, b).to(x)).argmax(1).reshape(steps, steps).T
+    a, b, classes, x, y = (t.cpu().numpy() for t in (a, b, classes, x, y))
+    n = max(classes.max(), y.max()) + 1
     colors = [COLORS[k % len(COLORS)] for k in range(n)]
     ax.pcolormesh(a, b, classes, cmap=ListedColormap(colors), vmin=-0.5, vmax=n - 0.5, alpha=0.3, rasterized=True)
     for k in range(n):
-        if 0 < (classes == k).sum() < classes.numel():
+        if 0 < (classes == k).sum() < classes.size:
             ax.contour(a, b, classes == k, levels=[0.5], colors="#333333", linewidths=0.8)
-        ax.scatter(*x[y == k].T.cpu(), s=16, color=colors[k], marker=MARKERS[k % len(MARKERS)], edgecolor="white",
+        ax.scatter(*x[y == k].T, s=16, color=colors[k], marker=MARKERS[k % len(MARKERS)], edgecolor="white",
                    linewidth=0.4, label=f"class {k}")
     ax.set(title=title, xlabel="x₁", ylabel="x₂")
     ax.grid(False)
