@@ -1,15 +1,16 @@
-"""Steps of fromfound.optim against torch.optim with its defaults, as ratios of time (below 1: ours is faster).
+"""Steps of fromfound.optim against torch.optim, as ratios of time (below 1: ours is faster).
 
     python bench/bench_optim.py            # all rows
     python bench/bench_optim.py --quick    # fewer rounds
 
-Both sides make the same step on tensors of the same sizes with the same gradients; how they are timed is said in
-side_by_side.py. Twenty small tensors are a network of ten narrow layers with biases, four are the digits' 64-50-10.
+All sides make the same step on tensors of the same sizes with the same gradients; how they are timed is said in
+side_by_side.py. "ratio" is against torch.optim with its defaults, "fused" against its compiled `fused=True`, which RMSprop
+doesn't have. Twenty small tensors are a network of ten narrow layers with biases, four are the digits' 64-50-10.
 """
 import sys
 
 import torch
-from side_by_side import header, one_core, row
+from side_by_side import medians, one_core
 
 from fromfound import optim
 
@@ -25,17 +26,20 @@ SIZES = {
 
 
 def steps(name, options, shapes):
-    "Return our step and torch's, on equal parameters and gradients; the first step, which makes the state, is done."
+    "Return our step, torch's and torch's fused one, on equal parameters and gradients; the first step is done."
     torch.manual_seed(0)
-    ours = [torch.randn(shape) for shape in shapes]
-    theirs = [torch.nn.Parameter(p.clone()) for p in ours]
-    for p, q in zip(ours, theirs):
-        p.g = torch.randn_like(p)
-        q.grad = p.g.clone()
-    pair = getattr(optim, name)(ours, **options), getattr(torch.optim, name)(theirs, **options)
-    for optimizer in pair: optimizer.step()
-    for p, q in zip(ours, theirs): torch.testing.assert_close(p, q.detach())
-    return [optimizer.step for optimizer in pair]
+    start, grads = [torch.randn(shape) for shape in shapes], [torch.randn(shape) for shape in shapes]
+    kinds = [(optim, {}), (torch.optim, {}), *([(torch.optim, dict(fused=True))] if name != "RMSprop" else [])]
+    found = []
+    for module, more in kinds:
+        params = [torch.nn.Parameter(p.clone()) for p in start]
+        for p, g in zip(params, grads): p.g, p.grad = g.clone(), g.clone()
+        optimizer = getattr(module, name)(params, **options, **more)
+        optimizer.step()
+        for p, q in zip(params, found[0].params if found else params): torch.testing.assert_close(p, q)
+        optimizer.params = params
+        found.append(optimizer)
+    return [optimizer.step for optimizer in found]
 
 
 def clips(shapes):
@@ -46,12 +50,18 @@ def clips(shapes):
     return lambda: optim.clip_grad_norm_(params, 1.0), lambda: torch.nn.utils.clip_grad_norm_(params, 1.0)
 
 
+def row(name, functions, rounds):
+    ours, theirs, *fused = medians(*functions, rounds=rounds)
+    last = f"{ours / fused[0]:8.2f}" if fused else ""
+    print(f"{name:60}{ours:11.1f}{theirs:11.1f}{ours / theirs:8.2f}{last}", flush=True)
+
+
 if __name__ == "__main__":
     one_core()
     rounds = 9 if "--quick" in sys.argv else 31
     for what, shapes in SIZES.items():
-        header(what)
+        print(f"{what:60}{'ours, µs':>11}{'torch, µs':>11}{'ratio':>8}{'fused':>8}")
         for name, options in OPTIMISERS:
-            row(f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})", *steps(name, options, shapes), rounds=rounds)
-        row("clip_grad_norm_", *clips(shapes), rounds=rounds)
+            row(f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})", steps(name, options, shapes), rounds)
+        row("clip_grad_norm_", clips(shapes), rounds)
         print()

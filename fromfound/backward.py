@@ -69,12 +69,12 @@ def relu_grad(
     "Add the gradient for `out = relu(x)` to `x.g`: out.g where x > 0, and 0 elsewhere."
     add_grad(x, out.g.masked_fill(x <= 0, 0))
 
-# %% ../nbs/03_backward.ipynb #3def2cab
+# %% ../nbs/03_backward.ipynb #e3c487bd
 def as_rows(
     t: Tensor,  # (..., features)
 ) -> Tensor:  # (n, features)
     "Return `t` as a matrix with one row per example."
-    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
+    return t if t.ndim == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 
 @torch.no_grad()

@@ -87,14 +87,14 @@ def log_softmax(
     z = input - input.amax(dim, keepdim=True)
     return z - z.exp().sum(dim, keepdim=True).log()
 
-# %% ../nbs/02_forward.ipynb #ae61e154
+# %% ../nbs/02_forward.ipynb #d3f95935
 def check_labels(input: Tensor, target: Tensor) -> None:
     "Raise ValueError unless `input` is (N, C) and `target` (N,), not empty, with labels from 0 to C - 1."
     if input.ndim != 2 or target.shape != input.shape[:1]:
         hint = "; did you mean target.squeeze(-1)?" if target.shape == (*input.shape[:1], 1) else ""
         raise ValueError(f"input is {tuple(input.shape)}, target is {tuple(target.shape)}, not (N, C) and (N,){hint}")
     if target.numel() == 0: raise ValueError("input and target are empty, and there is no mean of nothing")
-    low, high = target.aminmax()
+    low, high = (bound.item() for bound in target.aminmax())
     if low < 0 or high >= input.shape[1]:
         raise ValueError(f"labels must be from 0 to {input.shape[1] - 1}, but they go from {low} to {high}")
 
