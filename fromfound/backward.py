@@ -19,12 +19,12 @@ from torch import Tensor
 
 from .forward import check_labels, check_linear, check_same_shape, softmax
 
-# %% ../nbs/03_backward.ipynb #a081918c
+# %% ../nbs/03_backward.ipynb #829ad473
 @torch.no_grad()
 def numerical_grad(
     f: Callable[[Tensor], Tensor | float],  # a function of one tensor that returns a single number
     x: Tensor,  # where: any shape, floats
-    eps: float | None = None,  # the step; if None, the cube root of the dtype's machine epsilon, times |x| above 1
+    eps: float | None = None,  # the step; if None, one that suits the dtype, times |x| above 1
 ) -> Tensor:  # of x's shape
     "Return the gradient of `f` at `x` by central differences, two calls of `f` for each element."
     x, grad = x.clone(), torch.zeros_like(x)
@@ -141,7 +141,9 @@ class FunctionPair:
         (x, *rest), out = self.calls.pop()
         self.grad(x, *rest) if self.loss else self.grad(x, out, *rest)
 
-# %% ../nbs/03_backward.ipynb #d640d136
+# %% ../nbs/03_backward.ipynb #0cd396c2
+#| code-summary: What can get a gradient, and copies of it in float64
+#| code-fold: true
 _EPS = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart the float64 numbers near 1 lie
 
 
@@ -195,7 +197,9 @@ def _fresh(f: Any) -> Any:
     except Exception: pass  # what can't be copied is used as it is
     return f.to(torch.float64) if hasattr(f, "to") else f
 
-# %% ../nbs/03_backward.ipynb #a271e43e
+# %% ../nbs/03_backward.ipynb #91429168
+#| code-summary: A trip forward and backward, watching that nothing is written that shouldn't be
+#| code-fold: true
 def _call(f: Any, inputs: list) -> Tensor:
     "Return `f(*inputs)`, always with the same random numbers."
     torch.manual_seed(0)
@@ -242,7 +246,9 @@ def _trip(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
         taken[f"{name}.g"] = _addresses(grad)
     return grads
 
-# %% ../nbs/03_backward.ipynb #d0faa3a6
+# %% ../nbs/03_backward.ipynb #7917a2fb
+#| code-summary: The heart: every element against its two slopes
+#| code-fold: true
 def _by_autograd(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
     "Return the gradients that autograd finds, None where it can't follow."
     f, named = _fresh(f), _floats(f, inputs)
@@ -258,7 +264,7 @@ def _by_autograd(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
 
 
 def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor) -> None:
-    "Hold that every element of every gradient lies between its slopes to the left and right."
+    "Check that every element of every gradient lies between its slopes to the left and right."
     named, exact, center = _floats(f, inputs), _by_autograd(f, inputs, g), _call(_fresh(f), inputs).clone()
     largest = max([1.0, *(t.abs().max().item() for t in named.values() if t.numel())])
     weight = g.abs() * (1 + center.abs())  # what the rounding of each output counts for
@@ -304,9 +310,11 @@ def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor
             raise AssertionError(f"{where}: each could be right alone, but not all of them: together they have the "
                                  f"slope {left:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #54b1f8a1
+# %% ../nbs/03_backward.ipynb #7a6e275e
+#| code-summary: Adding, gaps in memory, two calls; and check_grads itself
+#| code-fold: true
 def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: str) -> None:
-    "Hold that two sets of gradients are the same up to rounding; None counts as 0."
+    "Check that two sets of gradients are the same up to rounding; None counts as 0."
     for name, b in want.items():
         a = torch.zeros_like(b) if got[name] is None else got[name]
         for i in map(tuple, ((a - b).abs() > 1e-9 * (1 + b.norm())).nonzero().tolist()[:1]):
@@ -314,7 +322,7 @@ def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: st
 
 
 def _hold_calls(f: Any, inputs: list, others: list, g: Tensor, first: dict[str, Tensor]) -> None:
-    "Hold that of two calls each is sent back with its own inputs and state, the last one first."
+    "Check that of two calls each is sent back with its own inputs and state, the last one first."
     message = "wrong for the {} of two calls (does each keep its own state?)"
     one, two = _floats(f, inputs), _floats(f, others)
     alone, second = _call(_fresh(f), others), _trip(f, others, g.clone())

@@ -10,7 +10,9 @@ __all__ = ['check_linear', 'linear', 'relu', 'check_same_shape', 'mse_loss', 'so
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_forward.ipynb #61790f2f
+# %% ../nbs/02_forward.ipynb #7e8426d1
+#| code-summary: The check
+#| code-fold: true
 def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     "Raise ValueError, with the shapes, unless `linear` can take these tensors."
     if input.shape[-1:] != weight.shape[1:]:
@@ -21,7 +23,7 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> N
         raise ValueError(f"bias is {tuple(bias.shape)}, weight is {tuple(weight.shape)}: "
                          "bias needs one number for each row of weight")
 
-
+# %% ../nbs/02_forward.ipynb #0b506530
 def linear(
     input: Tensor,  # (..., in_features)
     weight: Tensor,  # (out_features, in_features): one row per neuron
@@ -39,7 +41,9 @@ def relu(
     "Return max(input, 0), element by element; its slope at 0 is 0, as PyTorch's."
     return input.masked_fill(input <= 0, 0)
 
-# %% ../nbs/02_forward.ipynb #22d32e08
+# %% ../nbs/02_forward.ipynb #2d4f060f
+#| code-summary: The check
+#| code-fold: true
 def check_same_shape(input: Tensor, target: Tensor) -> None:
     "Raise ValueError unless these tensors can be compared element by element, in one mean."
     if input.shape != target.shape:
@@ -49,7 +53,7 @@ def check_same_shape(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"input is {tuple(input.shape)}, but target is {tuple(target.shape)}{hint}")
     if input.numel() == 0: raise ValueError("input and target are empty, and there is no mean of nothing")
 
-
+# %% ../nbs/02_forward.ipynb #c7a246d1
 def mse_loss(
     input: Tensor,  # predictions: any shape, not empty
     target: Tensor,  # what they should be: of the same shape
@@ -87,7 +91,9 @@ def log_softmax(
     z = input - input.amax(dim, keepdim=True)
     return z - z.exp().sum(dim, keepdim=True).log()
 
-# %% ../nbs/02_forward.ipynb #d3f95935
+# %% ../nbs/02_forward.ipynb #ab2a3206
+#| code-summary: The check
+#| code-fold: true
 def check_labels(input: Tensor, target: Tensor) -> None:
     "Raise ValueError unless `input` is (N, C) and `target` (N,), not empty, with labels from 0 to C - 1."
     if input.ndim != 2 or target.shape != input.shape[:1]:
@@ -98,7 +104,7 @@ def check_labels(input: Tensor, target: Tensor) -> None:
     if low < 0 or high >= input.shape[1]:
         raise ValueError(f"labels must be from 0 to {input.shape[1] - 1}, but they go from {low} to {high}")
 
-
+# %% ../nbs/02_forward.ipynb #c85af66b
 def cross_entropy(
     input: Tensor,  # (N, C): logits, not probabilities
     target: Tensor,  # (N,): labels from 0 to C - 1, int64

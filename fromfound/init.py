@@ -11,7 +11,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
-# %% ../nbs/01_init.ipynb #2aea30ea
+# %% ../nbs/01_init.ipynb #f3581ac8
+#| code-summary: fan_in_and_fan_out
+#| code-fold: true
 def fan_in_and_fan_out(
     tensor: Tensor,  # weight of a layer: (out, in), or (out, in, *window) of a convolution
 ) -> tuple[int, int]:  # fan-in, fan-out
@@ -21,7 +23,7 @@ def fan_in_and_fan_out(
     window = math.prod(tensor.shape[2:])  # the product of nothing is 1
     return tensor.shape[1] * window, tensor.shape[0] * window
 
-# %% ../nbs/01_init.ipynb #09dffc0a
+# %% ../nbs/01_init.ipynb #0bc9bfd6
 def _xavier_std(tensor: Tensor, gain: float) -> float: return gain * math.sqrt(2 / sum(fan_in_and_fan_out(tensor)))
 
 
@@ -35,7 +37,9 @@ def xavier_normal_(
     The numbers are those of `torch.nn.init.xavier_normal_`. Source: Glorot and Bengio 2010, eq. 12."""
     with torch.no_grad(): return tensor.normal_(0, _xavier_std(tensor, gain), generator=generator)
 
-
+# %% ../nbs/01_init.ipynb #c95c93a9
+#| code-summary: The same with a uniform distribution
+#| code-fold: true
 def xavier_uniform_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
     gain: float = 1.0,  # multiplies the standard deviation; see `calculate_gain`
@@ -47,7 +51,9 @@ def xavier_uniform_(
     a = math.sqrt(3) * _xavier_std(tensor, gain)
     with torch.no_grad(): return tensor.uniform_(-a, a, generator=generator)
 
-# %% ../nbs/01_init.ipynb #4f0d8463
+# %% ../nbs/01_init.ipynb #ce0e3c38
+#| code-summary: calculate_gain, a table of these
+#| code-fold: true
 def calculate_gain(
     nonlinearity: str,  # name of an activation function, as in `torch.nn.functional`; "linear" for none
     param: float | None = None,  # negative slope of "leaky_relu", 0.01 if None
@@ -63,11 +69,11 @@ def calculate_gain(
         raise ValueError(f"no gain is known for {nonlinearity!r}; there are {', '.join(['leaky_relu', *gains])}")
     return gains[nonlinearity]
 
-# %% ../nbs/01_init.ipynb #ff5bf163
+# %% ../nbs/01_init.ipynb #c3d769cf
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     if mode not in ("fan_in", "fan_out"): raise ValueError(f"mode must be 'fan_in' or 'fan_out', not {mode!r}")
-    fan = fan_in_and_fan_out(tensor)[mode == "fan_out"]
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    fan_in, fan_out = fan_in_and_fan_out(tensor)
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
 
 
 def kaiming_normal_(
@@ -83,7 +89,9 @@ def kaiming_normal_(
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-
+# %% ../nbs/01_init.ipynb #1ab9036e
+#| code-summary: The same with a uniform distribution
+#| code-fold: true
 def kaiming_uniform_(
     tensor: Tensor,  # weight (out, in, *window), filled in place
     a: float = 0,  # negative slope, for "leaky_relu" alone; 0 makes that a ReLU

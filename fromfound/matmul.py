@@ -14,7 +14,9 @@ from operator import mul
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_matmul.ipynb #1db1e10c
+# %% ../nbs/00_matmul.ipynb #01ed1190
+#| code-summary: The check of the shapes
+#| code-fold: true
 def _check_inner(a: Tensor, b: Tensor) -> None:
     "Raise ValueError, with both shapes and a hint, unless a row of `a` is as long as a column of `b`."
     if a.shape[-1:] == b.shape[-2:][:1]: return
@@ -24,7 +26,7 @@ def _check_inner(a: Tensor, b: Tensor) -> None:
     hint = f"; did you mean {' or '.join(hints)}?" if hints else ""
     raise ValueError(f"inner dimensions differ: a is {tuple(a.shape)}, b is {tuple(b.shape)}{hint}")
 
-
+# %% ../nbs/00_matmul.ipynb #64a37e2b
 def matmul_loops(
     a: Tensor,  # (n, p)
     b: Tensor,  # (p, m)
@@ -51,18 +53,18 @@ def matmul_dot(
             c[i, j] = (a[i] * b[:, j]).sum()
     return c
 
-# %% ../nbs/00_matmul.ipynb #2e831148
+# %% ../nbs/00_matmul.ipynb #6c6ea103
 def broadcast_shape(
     *shapes: tuple[int, ...],  # any number of them
 ) -> tuple[int, ...]:
     "Return the shape that tensors of these shapes take on together; ValueError if they don't broadcast."
     out = []
     for dim, sizes in enumerate(zip_longest(*map(reversed, shapes), fillvalue=1), start=1):
-        wanted = set(sizes) - {1} or {1}
+        wanted = set(sizes) - {1}
         if len(wanted) > 1:
             raise ValueError(f"{' and '.join(str(tuple(s)) for s in shapes)} don't broadcast: "
                              f"in dimension -{dim} the sizes are {' and '.join(map(str, sorted(wanted)))}")
-        out.append(wanted.pop())
+        out.append(wanted.pop() if wanted else 1)
     return tuple(reversed(out))
 
 # %% ../nbs/00_matmul.ipynb #4698c9a8
@@ -95,17 +97,6 @@ def matmul_einsum(
     _check_inner(a, b)
     return torch.einsum("ik,kj->ij", a, b)
 
-# %% ../nbs/00_matmul.ipynb #ea672325
-def _align(t: Tensor, term: str, letters: str) -> Tensor:
-    "Return a view of `t`, whose dimensions `term` names, with a dimension for each of `letters`, of size 1 if new."
-    for letter in set(term):
-        while term.count(letter) > 1:  # keep only the diagonal, which becomes the last dimension
-            i, j = term.index(letter), term.rindex(letter)
-            t = t.diagonal(dim1=i, dim2=j)
-            term = term[:i] + term[i + 1:j] + term[j + 1:] + letter
-    t = t.permute([term.index(letter) for letter in letters if letter in term])
-    return t[tuple(slice(None) if letter in term else None for letter in letters)]
-
 # %% ../nbs/00_matmul.ipynb #8188a8e9
 def matmul(
     a: Tensor,  # (p,), (n, p) or (..., n, p)
@@ -116,6 +107,17 @@ def matmul(
     Raises ValueError, with both shapes and a hint where a transpose would help, if they don't fit."""
     _check_inner(a, b)
     return a @ b
+
+# %% ../nbs/00_matmul.ipynb #ea672325
+def _align(t: Tensor, term: str, letters: str) -> Tensor:
+    "Return a view of `t`, whose dimensions `term` names, with a dimension for each of `letters`, of size 1 if new."
+    for letter in set(term):
+        while term.count(letter) > 1:  # keep only the diagonal, which becomes the last dimension
+            i, j = term.index(letter), term.rindex(letter)
+            t = t.diagonal(dim1=i, dim2=j)
+            term = term[:i] + term[i + 1:j] + term[j + 1:] + letter
+    t = t.permute([term.index(letter) for letter in letters if letter in term])
+    return t[tuple(slice(None) if letter in term else None for letter in letters)]
 
 # %% ../nbs/00_matmul.ipynb #6fcf3df9
 def einsum(
