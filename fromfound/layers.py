@@ -38,7 +38,7 @@ def _find(kind: type, thing: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     for key, part in sorted(parts.items(), key=lambda item: not isinstance(item[1], Tensor)):  # as torch: tensors first
         if not str(key).startswith("_"): yield from _find(kind, part, f"{name}.{key}" if name else str(key))
 
-# %% ../nbs/04_refactor.ipynb #ec77dd16
+# %% ../nbs/04_refactor.ipynb #10fd6526
 _tape: list | None = None  # the calls of the forward pass that is running
 _remember = True  # False inside no_grad
 
@@ -56,7 +56,7 @@ def wants_grad(
     tensor: Tensor,  # what a layer was called with
 ) -> bool:
     "Return whether anybody needs the gradient of `tensor`: nobody that of a net's input, unless asked for."
-    return getattr(tensor, "wants_grad", True)
+    return getattr(tensor, "_wanted", True)
 
 
 class Module:
@@ -67,6 +67,8 @@ class Module:
     training = True
     bwd = None  # a net has none
     is_loss = False  # for a loss, a missing `out.g` counts as 1
+
+    # --- the tape: forward and backward
 
     def forward(self, *args: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(self, *args)")
@@ -103,8 +105,8 @@ class Module:
     ) -> None:
         """Go backward through the last call: add to the `.g` of all parameters and, if wanted, of the inputs.
 
-        Raises RuntimeError if there's no call left or a gradient is missing, ValueError if `out.g` isn't of the
-        shape of `out`; nothing has been written then."""
+        Raises RuntimeError if there's no call left or `out.g` is missing, ValueError if it isn't of the shape of
+        `out`; nothing has been written then. RuntimeError, too, if no layer has used the output of another one."""
         calls = self.__dict__.get("_calls")
         if not calls:
             raise RuntimeError(f"{type(self).__name__}.backward() needs a forward pass before it, one for each")
@@ -119,7 +121,7 @@ class Module:
         calls.pop()
         if input_grad is None: input_grad = self.bwd is not None
         for s in stand_ins:
-            if isinstance(s, Tensor): s.wants_grad = input_grad
+            if isinstance(s, Tensor): s._wanted = input_grad
         with torch.no_grad():
             while tape:
                 layer, inputs, out = tape.pop()
@@ -133,6 +135,8 @@ class Module:
     def _place(self, layer: "Module") -> str:
         name = next(name for name, m in [*_find(Module, self), ("?", layer)] if m is layer)
         return f"layer {name} ({type(layer).__name__})" if name else type(layer).__name__
+
+    # --- what is inside: modules, parameters, state
 
     def modules(self) -> Iterator["Module"]:
         "Yield this module and all inside it, each once."
@@ -166,6 +170,8 @@ class Module:
         if wrong: raise ValueError("; ".join(wrong))
         for name, t in own.items(): t.copy_(state_dict[name].detach())
 
+    # --- modes, devices, printing
+
     def train(self, mode: bool = True) -> "Module":
         "Set `training` here and in all modules inside; return the module."
         for m in self.modules(): m.training = mode
@@ -198,7 +204,7 @@ class Module:
         if layers == [("", self)]: return f"{type(self).__name__}({self.extra_repr()})"
         return "\n".join([f"{type(self).__name__}(", *(f"  ({name}): {m}" for name, m in layers), ")"])
 
-# %% ../nbs/04_refactor.ipynb #d64ddb8b
+# %% ../nbs/04_refactor.ipynb #27ae69e2
 class Linear(Module):
     "input @ weight.T + bias: (..., in_features) to (..., out_features). As `nn.Linear`, starting numbers included."
 
@@ -220,7 +226,7 @@ class Linear(Module):
 
     def bwd(self, out: Tensor, input: Tensor) -> None:
         g, rows = as_rows(out.g), as_rows(input)
-        few = rows.shape[1] < 8  # then the same product is faster turned round, on many machines
+        few = rows.shape[1] < 8  # then the same product is often faster the other way round
         add_grad(self.weight, (rows.T @ g).T.contiguous() if few else g.T @ rows)
         if self.bias is not None: add_grad(self.bias, g.sum(0))
         if wants_grad(input): add_grad(input, out.g @ self.weight)
@@ -290,7 +296,7 @@ class CrossEntropyLoss(Module):
         grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), -1))  # minus one-hot
         add_grad(input, grad.mul_(out.g / len(target)))
 
-# %% ../nbs/04_refactor.ipynb #81c24afb
+# %% ../nbs/04_refactor.ipynb #a9466c37
 class Sequential(Module):
     "A chain of layers: each is called with what the one before it has returned."
 
@@ -298,19 +304,19 @@ class Sequential(Module):
         self,
         *layers: Module,  # in the order in which they are called
     ) -> None:
-        self._layers = layers
+        self._n = len(layers)
         for i, layer in enumerate(layers): setattr(self, str(i), layer)  # so that a weight is called "0.weight"
 
     def forward(self, input: Tensor) -> Tensor:
         before = None
-        for layer in self._layers:
+        for layer in self:
             out = layer(input)
             if type(before) is Linear and type(layer) is ReLU: input.data = out  # nobody reads these sums again
             before, input = layer, out
         return input
 
-    def __len__(self) -> int: return len(self._layers)
-    def __getitem__(self, i: int) -> Module: return self._layers[i]
+    def __len__(self) -> int: return self._n
+    def __getitem__(self, i: int) -> Module: return getattr(self, str(range(self._n)[i]))
 
 
 class Model(Module):
