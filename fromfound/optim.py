@@ -259,7 +259,7 @@ def warmup(
         return linear(share / length, start, 1.0) if share < length else schedule((share - length) / (1 - length))
     return warmed_up
 
-# %% ../nbs/06_optim.ipynb #589a87c2
+# %% ../nbs/06_optim.ipynb #d65ac0f6
 class LRFind(NamedTuple):
     "What `lr_find` found; `plot()` draws it."
 
@@ -290,7 +290,7 @@ def lr_find(
 ) -> LRFind:
     """Return the losses of a short run on copies in which lr rises from step to step, and an lr to start with.
 
-    Stops early when the loss isn't finite or is four times its lowest. Source: L. Smith (2017), section 3.3."""
+    All groups get the same lr. Stops early when the loss isn't finite or is four times its lowest. Source: L. Smith (2017), section 3.3."""
     model, optimizer = copy.deepcopy((model, optimizer))
     lrs, losses, smooth, mean = [], [], [], 0.0
     with torch.random.fork_rng():  # torch's random numbers go on as if nothing had been

@@ -105,6 +105,8 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     torch.rand(7)
     assert orders(DataLoader(x, y, 16, shuffle=True, seed=3)) == first != orders(DataLoader(x, y, 16, shuffle=True, seed=4))
     assert len({tuple(order) for order in first}) == 3
+    kinds = {tuple(y for _, ys in DataLoader(x, y, shuffle=True, seed=s).batches(e) for y in ys.tolist()) for s in range(3) for e in range(2000)}
+    assert len(kinds) == 6000  # no two pairs (seed, epoch) share an order
     with pytest.raises(ValueError, match="90 examples in x, but 89 in y"): DataLoader(X, Y[1:])
     with pytest.raises(ValueError, match="0 examples"): DataLoader(X[:0], Y[:0])
 
@@ -253,9 +255,23 @@ def test_schedule_knows_the_length_of_the_run():
 
 def test_schedule_keeps_the_ratio_of_the_groups():
     model = Model(Linear(2, 3), CrossEntropyLoss())
-    optimizer = SGD([{"params": [model.net.weight]}, {"params": [model.net.bias], "lr": 0.5}], lr=0.1)
-    Learner(model, optimizer, (X, Y), callbacks=[Schedule(cosine), History(0)]).fit(2)
-    assert optimizer.param_groups[1]["lr"] == pytest.approx(5 * optimizer.param_groups[0]["lr"])
+    optimizer, ratios = SGD([{"params": [model.net.weight]}, {"params": [model.net.bias], "lr": 0.5}], lr=0.1), []
+    class Look(Callback):
+        def after_step(self, learn): ratios.append(optimizer.param_groups[1]["lr"] / optimizer.param_groups[0]["lr"])
+    Learner(model, optimizer, (X, Y), callbacks=[Schedule(cosine), Look(), History(0)]).fit(2)
+    assert len(ratios) == 4 and ratios == pytest.approx([5] * 4)
+
+
+def test_schedule_gives_the_lr_back_and_takes_a_new_one():
+    learn = learner(at := At("after_forward", 0, lambda: 1 / 0), data=DataLoader(X, Y, 16, seed=0))
+    with pytest.raises(ZeroDivisionError): learn.fit(1)
+    learn.callbacks.remove(at)
+    learn.fit(1)  # the failed step left the lr where one_cycle begins: that isn't the base
+    assert learn.history.steps["lr"] == pytest.approx([0.01 * one_cycle(t / 6) for t in range(6)])
+    assert learn.optimizer.param_groups[0]["lr"] == 0.01
+    learn.optimizer.param_groups[0]["lr"] = 0.1  # set by hand between two fits
+    learn.fit(1)
+    assert learn.history.steps["lr"][6:] == pytest.approx([0.1 * one_cycle(t / 6) for t in range(6)])
 
 
 def test_clipping():
@@ -365,7 +381,7 @@ def test_ctrl_c_anywhere_finishes_the_step_and_the_run_goes_on(event, step):
     whole.fit(3)
     learn = learner(*extra())
     learn.callbacks.append(At(event, step, press_ctrl_c))
-    with pytest.raises(KeyboardInterrupt, match=r"after step \d+; fit\(\) goes on from there"): learn.fit(3)
+    with pytest.raises(KeyboardInterrupt, match=r"after step \d+; fit\(\) continues from there"): learn.fit(3)
     assert learn.step == (step if event in ("after_step", "after_epoch") else step + 1)
     learn.fit()
     learn.callbacks.pop()
@@ -560,7 +576,7 @@ def test_files_of_other_learners_are_refused_before_anything_is_written():
     learn = learner()
     learn.fit(1)
     state = learn.state_dict()
-    for other in (learner(net=Sequential(Linear(2, 5), ReLU(), Linear(5, 3))), learner(optimizer="SGD"),
+    for other in (learner(net=Sequential(Linear(2, 5), ReLU(), Linear(5, 3))), learner(optimizer="SGD"), learner(optimizer="AdamW"),
                   learner(net=Sequential(Linear(2, 16, bias=False), ReLU(), RandomMask(), Linear(16, 3)))):
         before = [p.clone() for p in other.model.parameters()]
         with pytest.raises(ValueError): other.load_state_dict(state)
