@@ -132,7 +132,7 @@ class LinearLayer(nn.Module):
 
     def extra_repr(self) -> str: return nn.Linear.extra_repr(self)
 
-# %% ../nbs/05_autograd_fn.ipynb #c2347f77
+# %% ../nbs/05_autograd_fn.ipynb #af35b500
 class Module(nn.Module):
     "An `nn.Module` whose subclasses need not call `super().__init__()`; calling it, even late, does no harm."
 
@@ -141,4 +141,4 @@ class Module(nn.Module):
         nn.Module.__init__(self)
         return self
 
-    def __init__(self) -> None: pass  # nn.Module's would clear the shelves again
+    def __init__(self) -> None: pass  # nn.Module's would empty the dictionaries again

@@ -296,7 +296,7 @@ class CrossEntropyLoss(Module):
         grad.scatter_add_(1, target[:, None], grad.new_full((len(target), 1), -1))  # minus one-hot
         add_grad(input, grad.mul_(out.g / len(target)))
 
-# %% ../nbs/04_refactor.ipynb #a9466c37
+# %% ../nbs/04_refactor.ipynb #43bfc486
 class Sequential(Module):
     "A chain of layers: each is called with what the one before it has returned."
 
@@ -316,7 +316,7 @@ class Sequential(Module):
         return input
 
     def __len__(self) -> int: return self._n
-    def __getitem__(self, i: int) -> Module: return getattr(self, str(range(self._n)[i]))
+    def __getitem__(self, i: int) -> Module: return getattr(self, str(range(self._n)[i]))  # what `for` asks, from 0 on
 
 
 class Model(Module):

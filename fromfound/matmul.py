@@ -53,7 +53,9 @@ def matmul_dot(
             c[i, j] = (a[i] * b[:, j]).sum()
     return c
 
-# %% ../nbs/00_matmul.ipynb #6c6ea103
+# %% ../nbs/00_matmul.ipynb #666d572b
+#| code-summary: The rule as code
+#| code-fold: true
 def broadcast_shape(
     *shapes: tuple[int, ...],  # any number of them
 ) -> tuple[int, ...]:

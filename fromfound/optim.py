@@ -62,10 +62,13 @@ class Optimizer(torch.optim.Optimizer):
         "Make a step. Each optimiser writes this one."
         raise NotImplementedError
 
-# %% ../nbs/06_optim.ipynb #0138a879
+# %% ../nbs/06_optim.ipynb #7d18e1b8
+#| code-summary: Three helpers
+#| code-fold: true
 def _shrink(tensors: list[Tensor], factor: float) -> None:
     "Multiply all the tensors by a number, in place."
-    if all(t.dtype == torch.float32 and t.is_cpu for t in tensors): factor = torch.tensor(factor, dtype=torch.float32)
+    if all(t.dtype == torch.float32 and t.is_cpu for t in tensors):
+        factor = torch.tensor(factor, dtype=torch.float32)  # from a number, PyTorch would make one for each tensor
     torch._foreach_mul_(tensors, factor)
 
 
@@ -116,7 +119,9 @@ class SGD(Optimizer):
             grads = torch._foreach_add(grads, v, alpha=momentum) if group["nesterov"] else v
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
-# %% ../nbs/06_optim.ipynb #989d0148
+# %% ../nbs/06_optim.ipynb #b58628ec
+#| code-summary: RMSprop, as the package has it
+#| code-fold: true
 def _count(states: list[dict]) -> list[float]:
     "Return which step this is for each parameter, from 1 on; kept in `state['step']`, as a tensor like PyTorch's."
     steps = [state["step"].item() + 1 if "step" in state else 1.0 for state in states]
@@ -169,7 +174,9 @@ class RMSprop(Optimizer):
         else:
             torch._foreach_addcdiv_(params, grads, scale, value=-lr)
 
-# %% ../nbs/06_optim.ipynb #290f74f6
+# %% ../nbs/06_optim.ipynb #a82fc695
+#| code-summary: Adam, as the package has it
+#| code-fold: true
 class Adam(Optimizer):
     """Momentum, divided by the typical size of the gradients, both corrected for starting at zero.
 

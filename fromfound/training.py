@@ -289,7 +289,9 @@ class Learner:
         "Go to where the run that `save` wrote was: see `load`. `fit()` then finishes it."
         load(path, self)
 
-# %% ../nbs/07_training.ipynb #48273cd0
+# %% ../nbs/07_training.ipynb #df3de415
+#| code-summary: History
+#| code-fold: true
 class History(Callback):
     "Lists by step in `steps`, by epoch in `epochs`. Prints a row per epoch; `plot()` draws the curves."
 
@@ -414,7 +416,9 @@ class ProgressBar(Callback):
         self.bar.update()
         if self.bar.n == self.bar.total or learn.stopping: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #6d3d64a2
+# %% ../nbs/07_training.ipynb #f370c1f9
+#| code-summary: EarlyStopping
+#| code-fold: true
 class _Best(Callback):
     "Knows whether a value of the epoch is the best so far."
 
@@ -522,7 +526,7 @@ class ActivationStats(Callback):
                         logy=kind == "grad", legend=ax is axes[0])
         return axes
 
-# %% ../nbs/07_training.ipynb #87afb78f
+# %% ../nbs/07_training.ipynb #3521e0e7
 #| code-summary: NaNGuard
 #| code-fold: true
 class NaNGuard(Callback):
@@ -553,7 +557,7 @@ class NaNGuard(Callback):
         losses = learn.history.steps["loss"][-3:]
         if losses and losses[-1] > 2 * losses[0]:
             grown, lr = ", ".join(f"{loss:.3g}" for loss in losses), learn.optimizer.param_groups[0]["lr"]
-            message += f" The loss was growing, {grown}: try a tenth of the lr, {lr:g}, or ClipGradNorm"
+            message += f" The loss was growing, {grown}: the lr is {lr:g}: try a tenth of it, or ClipGradNorm"
         raise FloatingPointError(message)
 
 # %% ../nbs/07_training.ipynb #e557c43e
