@@ -1,4 +1,5 @@
 """Builds the package. Everything that can change stands in settings.ini; this file only reads it."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,11 +10,17 @@ config = ConfigParser()
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
+# PyPI shows README.md without the files beside it, so links to them become whole addresses there.
+branch = f"{cfg['user']}/{cfg['repo']}/{cfg['branch']}"
+readme = (here / "README.md").read_text(encoding="utf-8")
+readme = re.sub(r'(src="|!\[[^\]]*\]\()(?!https?:|#)', rf"\1https://raw.githubusercontent.com/{branch}/", readme)
+readme = re.sub(r'(href="|\]\()(?!https?:|#)', rf"\1{cfg['git_url']}/blob/{cfg['branch']}/", readme)
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme,
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],

@@ -141,7 +141,7 @@ class FunctionPair:
         (x, *rest), out = self.calls.pop()
         self.grad(x, *rest) if self.loss else self.grad(x, out, *rest)
 
-# %% ../nbs/03_backward.ipynb #0cd396c2
+# %% ../nbs/03_backward.ipynb #2cdd8a94
 #| code-summary: What can get a gradient, and copies of it in float64
 #| code-fold: true
 _EPS = torch.finfo(torch.float64).eps  # 2.2e-16: how far apart the float64 numbers near 1 lie
@@ -197,7 +197,7 @@ def _fresh(f: Any) -> Any:
     except Exception: pass  # what can't be copied is used as it is
     return f.to(torch.float64) if hasattr(f, "to") else f
 
-# %% ../nbs/03_backward.ipynb #91429168
+# %% ../nbs/03_backward.ipynb #815357fe
 #| code-summary: A trip forward and backward, watching that nothing is written that shouldn't be
 #| code-fold: true
 def _call(f: Any, inputs: list) -> Tensor:
@@ -246,7 +246,7 @@ def _trip(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
         taken[f"{name}.g"] = _addresses(grad)
     return grads
 
-# %% ../nbs/03_backward.ipynb #7917a2fb
+# %% ../nbs/03_backward.ipynb #8cf0f2a6
 #| code-summary: The heart: every element against its two slopes
 #| code-fold: true
 def _by_autograd(f: Any, inputs: list, g: Tensor) -> dict[str, Tensor | None]:
@@ -310,7 +310,7 @@ def _hold_right(f: Any, inputs: list, grads: dict[str, Tensor | None], g: Tensor
             raise AssertionError(f"{where}: each could be right alone, but not all of them: together they have the "
                                  f"slope {left:.6g}, and your gradients add up to {got:.6g}")
 
-# %% ../nbs/03_backward.ipynb #7a6e275e
+# %% ../nbs/03_backward.ipynb #65f17c0b
 #| code-summary: Adding, gaps in memory, two calls; and check_grads itself
 #| code-fold: true
 def _hold_close(got: dict[str, Tensor | None], want: dict[str, Tensor], what: str) -> None:

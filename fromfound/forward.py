@@ -10,7 +10,7 @@ __all__ = ['check_linear', 'linear', 'relu', 'check_same_shape', 'mse_loss', 'so
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_forward.ipynb #7e8426d1
+# %% ../nbs/02_forward.ipynb #75e2b682
 #| code-summary: The check
 #| code-fold: true
 def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -41,7 +41,7 @@ def relu(
     "Return max(input, 0), element by element; its slope at 0 is 0, as PyTorch's."
     return input.masked_fill(input <= 0, 0)
 
-# %% ../nbs/02_forward.ipynb #2d4f060f
+# %% ../nbs/02_forward.ipynb #31574c1b
 #| code-summary: The check
 #| code-fold: true
 def check_same_shape(input: Tensor, target: Tensor) -> None:
@@ -91,7 +91,7 @@ def log_softmax(
     z = input - input.amax(dim, keepdim=True)
     return z - z.exp().sum(dim, keepdim=True).log()
 
-# %% ../nbs/02_forward.ipynb #ab2a3206
+# %% ../nbs/02_forward.ipynb #b5ed2adb
 #| code-summary: The check
 #| code-fold: true
 def check_labels(input: Tensor, target: Tensor) -> None:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-# %% ../nbs/01_init.ipynb #f3581ac8
+# %% ../nbs/01_init.ipynb #ce9e4fe5
 #| code-summary: fan_in_and_fan_out
 #| code-fold: true
 def fan_in_and_fan_out(
@@ -37,7 +37,7 @@ def xavier_normal_(
     The numbers are those of `torch.nn.init.xavier_normal_`. Source: Glorot and Bengio 2010, eq. 12."""
     with torch.no_grad(): return tensor.normal_(0, _xavier_std(tensor, gain), generator=generator)
 
-# %% ../nbs/01_init.ipynb #c95c93a9
+# %% ../nbs/01_init.ipynb #ca43863e
 #| code-summary: The same with a uniform distribution
 #| code-fold: true
 def xavier_uniform_(
@@ -51,7 +51,7 @@ def xavier_uniform_(
     a = math.sqrt(3) * _xavier_std(tensor, gain)
     with torch.no_grad(): return tensor.uniform_(-a, a, generator=generator)
 
-# %% ../nbs/01_init.ipynb #ce0e3c38
+# %% ../nbs/01_init.ipynb #2d288e39
 #| code-summary: calculate_gain, a table of these
 #| code-fold: true
 def calculate_gain(
@@ -89,7 +89,7 @@ def kaiming_normal_(
     std = _kaiming_std(tensor, a, mode, nonlinearity)
     with torch.no_grad(): return tensor.normal_(0, std, generator=generator)
 
-# %% ../nbs/01_init.ipynb #1ab9036e
+# %% ../nbs/01_init.ipynb #96ad6b1f
 #| code-summary: The same with a uniform distribution
 #| code-fold: true
 def kaiming_uniform_(

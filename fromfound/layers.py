@@ -20,11 +20,11 @@ from .backward import add_grad, as_rows
 from .forward import check_labels, check_linear, check_same_shape
 from .init import kaiming_uniform_
 
-# %% ../nbs/04_refactor.ipynb #48b8580e
+# %% ../nbs/04_refactor.ipynb #47841fe6
 class Parameter(nn.Parameter):
     "A tensor that a module learns; its gradient is in `.g`."
 
-    g: Tensor | None = None
+    g: Tensor = None  # type: ignore  # None until a backward pass
 
     def __new__(cls, data: Tensor, requires_grad: bool = False) -> "Parameter":
         return super().__new__(cls, data, requires_grad)

@@ -14,7 +14,7 @@ from operator import mul
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_matmul.ipynb #01ed1190
+# %% ../nbs/00_matmul.ipynb #9fa75b70
 #| code-summary: The check of the shapes
 #| code-fold: true
 def _check_inner(a: Tensor, b: Tensor) -> None:
@@ -53,7 +53,7 @@ def matmul_dot(
             c[i, j] = (a[i] * b[:, j]).sum()
     return c
 
-# %% ../nbs/00_matmul.ipynb #666d572b
+# %% ../nbs/00_matmul.ipynb #f60227bf
 #| code-summary: The rule as code
 #| code-fold: true
 def broadcast_shape(

@@ -62,7 +62,7 @@ class Optimizer(torch.optim.Optimizer):
         "Make a step. Each optimiser writes this one."
         raise NotImplementedError
 
-# %% ../nbs/06_optim.ipynb #7d18e1b8
+# %% ../nbs/06_optim.ipynb #105b6c2a
 #| code-summary: Three helpers
 #| code-fold: true
 def _shrink(tensors: list[Tensor], factor: float) -> None:
@@ -119,7 +119,7 @@ class SGD(Optimizer):
             grads = torch._foreach_add(grads, v, alpha=momentum) if group["nesterov"] else v
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
-# %% ../nbs/06_optim.ipynb #b58628ec
+# %% ../nbs/06_optim.ipynb #9804f30d
 #| code-summary: RMSprop, as the package has it
 #| code-fold: true
 def _count(states: list[dict]) -> list[float]:
@@ -174,7 +174,7 @@ class RMSprop(Optimizer):
         else:
             torch._foreach_addcdiv_(params, grads, scale, value=-lr)
 
-# %% ../nbs/06_optim.ipynb #a82fc695
+# %% ../nbs/06_optim.ipynb #d8a62239
 #| code-summary: Adam, as the package has it
 #| code-fold: true
 class Adam(Optimizer):

@@ -289,7 +289,7 @@ class Learner:
         "Go to where the run that `save` wrote was: see `load`. `fit()` then finishes it."
         load(path, self)
 
-# %% ../nbs/07_training.ipynb #df3de415
+# %% ../nbs/07_training.ipynb #5fbb74d6
 #| code-summary: History
 #| code-fold: true
 class History(Callback):
@@ -398,7 +398,7 @@ class ClipGradNorm(Callback):
     def after_backward(self, learn: Learner) -> None:
         self.norms.append(clip_grad_norm_(learn.model.parameters(), self.max_norm).item())
 
-# %% ../nbs/07_training.ipynb #b3e61d4a
+# %% ../nbs/07_training.ipynb #70f0ba37
 #| code-summary: ProgressBar
 #| code-fold: true
 class ProgressBar(Callback):
@@ -416,7 +416,7 @@ class ProgressBar(Callback):
         self.bar.update()
         if self.bar.n == self.bar.total or learn.stopping: self.bar.close()
 
-# %% ../nbs/07_training.ipynb #f370c1f9
+# %% ../nbs/07_training.ipynb #06affc7b
 #| code-summary: EarlyStopping
 #| code-fold: true
 class _Best(Callback):
@@ -458,7 +458,7 @@ class EarlyStopping(_Best):
         print(f"stopped: no {self.monitor} was better than {self.best:.4f} for {self.waited} epochs")
         learn.epochs, self.waited = learn.epoch, 0  # the run ends here
 
-# %% ../nbs/07_training.ipynb #fb6c9cfd
+# %% ../nbs/07_training.ipynb #c39a6ef1
 #| code-summary: watch and ActivationStats
 #| code-fold: true
 @contextmanager
@@ -526,7 +526,7 @@ class ActivationStats(Callback):
                         logy=kind == "grad", legend=ax is axes[0])
         return axes
 
-# %% ../nbs/07_training.ipynb #3521e0e7
+# %% ../nbs/07_training.ipynb #1485780a
 #| code-summary: NaNGuard
 #| code-fold: true
 class NaNGuard(Callback):
@@ -589,7 +589,7 @@ def load(
     if into is not None: into.load_state_dict(state)
     return state
 
-# %% ../nbs/07_training.ipynb #10ef1661
+# %% ../nbs/07_training.ipynb #fc730b09
 #| code-summary: Checkpoint
 #| code-fold: true
 class Checkpoint(_Best):
@@ -622,7 +622,7 @@ class Checkpoint(_Best):
     def after_fit(self, learn: Learner) -> None:
         if not self.monitor: learn.save(self.path)
 
-# %% ../nbs/07_training.ipynb #8e1605fd
+# %% ../nbs/07_training.ipynb #8a0db17b
 #| code-summary: plot_decision_boundary
 #| code-fold: true
 def plot_decision_boundary(

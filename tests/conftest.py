@@ -29,6 +29,11 @@ def code_cells(path: Path) -> list[dict]:
     return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "committed: what must hold before a commit, and may not while somebody reads and tries out")
+    config.addinivalue_line("markers", "network: needs the network")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT

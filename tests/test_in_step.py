@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.committed
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:

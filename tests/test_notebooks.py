@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import BEFORE, NOTEBOOKS, ROOT, code_cells, load, source
 
+pytestmark = pytest.mark.committed
+
 CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.stem)]
 MODULE_OF = {
     p.stem: found.group(1) for p in NOTEBOOKS for cell in code_cells(p)
@@ -105,14 +107,16 @@ def test_imports_only_from_before(name):
 def test_a_chapter_is_a_whole_one(path):
     text = [source(cell) for cell in load(path)["cells"]]
     assert re.match(r"# \d\d · .+\n\n> .+", text[0]), "title, then a one-line subtitle"
-    assert any("colab.research.google.com/github/" in t and f"/{path.name})" in t for t in text), "a badge that opens it on Colab"
+    assert "colab.research.google.com/github/" in text[1] and f"/{path.name})" in text[1], "then a badge that opens it on Colab"
+    assert "**The question:**" in text[1] and "**You need**" in text[1], "and the introduction"
     assert any('"google.colab" in sys.modules' in t and "%pip install" in t for t in text), "a cell that installs on Colab only"
     for heading in ("## What you have built", "## What comes next", "## Exercises"):
         assert any(re.search(rf"^{heading}", t, re.MULTILINE) for t in text), heading
     folded = [c for c in code_cells(path) if re.search(r"^#\|\s*code-fold:\s*true", source(c), re.MULTILINE)]
     assert all(c["metadata"].get("jupyter", {}).get("source_hidden") for c in folded)
-    solutions = [c for c in folded if "code-summary: Solution" in source(c)]
+    solutions = [c for c in folded if source(c).startswith("#| code-summary: Solution\n")]  # JupyterLab shows the first line
     assert len(solutions) >= 3 and not any(c["outputs"] for c in solutions), "solutions, whose output gives nothing away"
+    assert any("](exercises.ipynb)" in t for t in text), "a link to how the exercises work"
     assert sum("try_answer(" in source(c) for c in code_cells(path)) >= 3
     assert sum("fig-cover-" in source(c) for c in code_cells(path)) == 1
 
@@ -158,5 +162,5 @@ server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
 """
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "tests" / "offline")}, check=True)
-    assert "PYTHONPATH=tests/offline $(BIN)/nbdev_test" in (ROOT / "Makefile").read_text()
+    assert 'PYTHONPATH=tests/offline "$(BIN)/nbdev_test"' in (ROOT / "Makefile").read_text()
     assert socket.socket.connect.__name__ != "guarded", "the tests themselves run without the guard"

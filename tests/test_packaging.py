@@ -1,6 +1,7 @@
 """The wheel and the sdist are built; the wheel is installed into a clean environment, and a net is trained there."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -29,6 +30,15 @@ def dist(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def clean_env(tmp_path):
+    "A new virtual environment, removed afterwards: with PyTorch in it, it's large."
+    venv.create(tmp_path / "clean", with_pip=True)
+    yield tmp_path / "clean"
+    shutil.rmtree(tmp_path / "clean")
+
+
+@pytest.mark.network
 def test_wheel_holds_the_package_and_nothing_else(dist, settings):
     names = zipfile.ZipFile(next(dist.glob("*.whl"))).namelist()
     package = {n for n in names if ".dist-info/" not in n}
@@ -38,6 +48,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist, settings):
     assert any(n.endswith("LICENSE") and ".dist-info/" in n for n in names)
 
 
+@pytest.mark.network
 def test_wheel_says_what_settings_say(dist, settings):
     wheel = zipfile.ZipFile(next(dist.glob("*.whl")))
     metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
@@ -48,9 +59,28 @@ def test_wheel_says_what_settings_say(dist, settings):
     assert not re.search(r"^Requires-Dist: torch.*(<|==)", metadata, re.MULTILINE), "torch has a lower bound only"
 
 
-def test_sdist_builds_alone(dist):
-    names = {n.split("/", 1)[-1] for n in tarfile.open(next(dist.glob("*.tar.gz"))).getnames()}
-    assert {"settings.ini", "setup.py", "LICENSE", "README.md", "fromfound/digits.csv.gz"} <= names
+@pytest.mark.network
+def test_sdist_builds_alone_and_brings_its_tests(dist, tmp_path):
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist: sdist.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    here = {f"tests/{p.name}" for p in (ROOT / "tests").glob("*.py")}
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {"settings.ini", "setup.py", "LICENSE", "README.md", "fromfound/digits.csv.gz"} | here <= names
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not committed and not network", "tests/test_matmul.py", "tests/test_plots.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.network
+def test_the_long_description_stands_alone(dist):
+    "On PyPI, README.md is read far from the files that it shows: each link and picture is a whole address."
+    wheel = zipfile.ZipFile(next(dist.glob("*.whl")))
+    text = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
+    targets = re.findall(r"(?:\]\(|src=\"|href=\")([^)\"#]+)", text)
+    assert len(targets) > 30 and all(t.startswith("https://") for t in targets), [t for t in targets if not t.startswith("https://")]
+    root = "https://raw.githubusercontent.com/fromfound/fromfound/main/", "https://github.com/fromfound/fromfound/blob/main/"
+    files = [t.removeprefix(r) for t in targets for r in root if t.startswith(r)]
+    assert files and all((ROOT / f).is_file() for f in files), files
 
 
 def test_setup_does_not_import_pkg_resources():
@@ -78,10 +108,9 @@ print(fromfound.__file__, fromfound.__version__, md.version("fastcore"), accurac
 """
 
 
-def test_installed_in_a_clean_environment_it_trains(dist, settings, tmp_path):
-    env_dir = tmp_path / "clean"
-    venv.create(env_dir, with_pip=True)
-    python = env_dir / ("Scripts" if os.name == "nt" else "bin") / "python"
+@pytest.mark.network
+def test_installed_in_a_clean_environment_it_trains(dist, settings, clean_env, tmp_path):
+    python = clean_env / ("Scripts" if os.name == "nt" else "bin") / "python"
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     wheel = next(dist.glob("*.whl"))
@@ -93,7 +122,7 @@ def test_installed_in_a_clean_environment_it_trains(dist, settings, tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     file, version, fastcore, acc = done.stdout.split()[-4:]
-    assert str(env_dir) in file and version == settings["version"] and float(acc) > 0.9
+    assert str(clean_env) in file and version == settings["version"] and float(acc) > 0.9
     assert int(fastcore.split(".")[0]) >= 2, f"fastcore {fastcore} is not the newest"
 
 

@@ -11,6 +11,8 @@ from conftest import NOTEBOOKS, ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 from covers import COVERS, covers  # noqa: E402
 
+pytestmark = pytest.mark.committed
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

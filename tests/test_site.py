@@ -7,6 +7,8 @@ import pytest
 from conftest import NOTEBOOKS, ROOT
 from test_notebooks import ORDER
 
+pytestmark = pytest.mark.committed
+
 yaml = pytest.importorskip("yaml")  # nbdev brings it
 
 
