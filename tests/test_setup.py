@@ -126,7 +126,7 @@ def script(path: Path, text: str) -> Path:
 
 def test_an_old_python_is_told_what_to_do(clone, tmp_path):
     (clone / ".venv" / ".ready").unlink()
-    old = script(tmp_path / "python3.9", f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 6); sys.version = \'3.9.6\'; $2"')
+    old = script(tmp_path / "python3.9", f'exec "{sys.executable}" -c "import sys; sys.version_info = (3, 9, 6); sys.version = \'3.9.6\'; $2"')
     done = run("make", "setup", f"PYTHON={old}", cwd=clone)
     assert done.returncode and "this is 3.9.6" in done.stderr and "make setup PYTHON=python3.12" in done.stderr
 
@@ -137,7 +137,7 @@ def test_a_half_made_environment_is_made_again(clone, tmp_path):
     half = clone / ".venv" / "bin"
     half.mkdir(parents=True)
     script(half / "python", "exit 1")
-    debian = script(tmp_path / "python3", f'[ "$2" = venv ] && exit 1; exec {sys.executable} "$@"')
+    debian = script(tmp_path / "python3", f'[ "$2" = venv ] && exit 1; exec "{sys.executable}" "$@"')
     done = run("make", "setup", f"PYTHON={debian}", cwd=clone)
     assert done.returncode and "apt install python3-venv" in done.stderr and not (clone / ".venv").exists()
 
