@@ -32,6 +32,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},  # so that the site links names in backticks
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Education",

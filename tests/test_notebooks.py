@@ -107,7 +107,7 @@ def test_imports_only_from_before(name):
 def test_a_chapter_is_a_whole_one(path):
     text = [source(cell) for cell in load(path)["cells"]]
     assert re.match(r"# \d\d · .+\n\n> .+", text[0]), "title, then a one-line subtitle"
-    assert "colab.research.google.com/github/" in text[1] and f"/{path.name})" in text[1], "then a badge that opens it on Colab"
+    assert "colab.research.google.com/github/" in text[1] and f'/{path.name}"' in text[1], "then a badge that opens it on Colab"
     assert "**The question:**" in text[1] and "**You need**" in text[1], "and the introduction"
     assert any('"google.colab" in sys.modules' in t and "%pip install" in t for t in text), "a cell that installs on Colab only"
     for heading in ("## What you have built", "## What comes next", "## Exercises"):

@@ -26,7 +26,7 @@ def test_readme_is_made_from_the_index(tmp_path):
 def test_pictures_are_the_chapters_own():
     stored = {p.stem: p.read_bytes() for p in COVERS.glob("*.png")}
     assert stored == covers(), "run `make readme`"
-    assert set(stored) == {"index", *(p.stem for p in NOTEBOOKS if re.match(r"\d\d_", p.stem))}, "every chapter has a cover figure"
+    assert set(stored) == {"index", "map", *(p.stem for p in NOTEBOOKS if re.match(r"\d\d_", p.stem))}, "every chapter has a cover figure"
 
 
 def test_links_lead_somewhere():

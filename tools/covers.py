@@ -12,15 +12,15 @@ COVERS = ROOT / "nbs" / "images" / "covers"
 
 
 def covers() -> dict[str, bytes]:
-    """The PNG of the home page's and of each chapter's cover figure, by the notebook's name."""
+    """The PNG of each cover figure: a chapter's by the notebook's name, the home page's by their labels."""
     found = {}
     for path in [ROOT / "nbs" / "index.ipynb", *sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if not re.search(r"^#\|\s*label:\s*fig-cover-", "".join(cell["source"]), re.MULTILINE):
-                continue
-            for output in cell["outputs"]:
+            label = re.search(r"^#\|\s*label:\s*fig-cover-(\w+)", "".join(cell["source"]), re.MULTILINE)
+            for output in cell["outputs"] if label else []:
                 if "image/png" in output.get("data", {}):
-                    found[path.stem] = base64.b64decode("".join(output["data"]["image/png"]))
+                    name = label.group(1) if path.stem == "index" else path.stem
+                    found[name] = base64.b64decode("".join(output["data"]["image/png"]))
     return found
 
 

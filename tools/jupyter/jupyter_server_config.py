@@ -3,4 +3,4 @@ from nbdev.clean import clean_jupyter
 
 c = get_config()  # noqa: F821  (traitlets puts get_config here)
 c.ContentsManager.pre_save_hook = clean_jupyter  # switched on by jupyter_hooks in settings.ini
-c.ContentsManager.hide_globs = ["__pycache__", "*.yml", "*.scss", "images"]
+c.ContentsManager.hide_globs = ["__pycache__", "*.yml", "*.scss", "fonts", "images"]
