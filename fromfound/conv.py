@@ -38,7 +38,9 @@ def windows(
     sn, sc, sh, sw = input.stride()
     return input.as_strided((n, c, rows, cols, kh, kw), (sn, sc, sy * sh, sx * sw, dy * sh, dx * sw))
 
-# %% ../nbs/08_conv.ipynb #2398d2ed
+# %% ../nbs/08_conv.ipynb #4160b58d
+#| code-summary: Conv2d
+#| code-fold: true
 def _batch(input: Tensor) -> Tensor:
     if input.ndim not in (3, 4): raise ValueError(f"input is {tuple(input.shape)}: (N, C, H, W) or (C, H, W) is needed")
     return input if input.ndim == 4 else input[None]
@@ -120,7 +122,7 @@ class Conv2d(Module):
         names = "kernel_size", "stride", "padding", "dilation", "groups"
         return ", ".join([f"{self.in_channels}, {self.out_channels}", *(f"{name}={getattr(self, name)}" for name in names)])
 
-# %% ../nbs/08_conv.ipynb #ddbf911e
+# %% ../nbs/08_conv.ipynb #d7a06e3e
 #| code-summary: MaxPool2d, AvgPool2d and Flatten
 class _Pool2d(Module):
     "What the two poolings share: which pixels belong together."
@@ -128,7 +130,7 @@ class _Pool2d(Module):
     def __init__(
         self,
         kernel_size: int | tuple[int, int],  # height and width of a window
-        stride: int | tuple[int, int] | None = None,  # from one window to the next; as far as it's large if None
+        stride: int | tuple[int, int] | None = None,  # from one window to the next; the size of the window if None
         padding: int | tuple[int, int] = 0,  # pixels added on each side, half a window at most
     ) -> None:
         self.kernel_size, self.padding = _pair(kernel_size), _pair(padding)
