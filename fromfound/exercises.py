@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['try_answer', 'expect', 'torch_calls']
 
-# %% ../nbs/exercises.ipynb #2371827b
+# %% ../nbs/exercises.ipynb #c67ee012
 import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+import numpy as np
 
 # %% ../nbs/exercises.ipynb #b805894f
 def try_answer(
@@ -24,14 +22,21 @@ def try_answer(
     except NotImplementedError: print("not answered yet")
     else: print("right")
 
-# %% ../nbs/exercises.ipynb #82a434b4
-def _expect_tensor(call: str, actual: Any, expected: Tensor, hint: str, tol: float) -> None:
-    assert isinstance(actual, Tensor), f"{call} should be a tensor, but yours is a {type(actual).__name__}{hint}"
-    def kind(t): return f"shape {tuple(t.shape)}, {t.dtype}"
-    assert kind(actual) == kind(expected), f"{call} should have {kind(expected)}, but yours has {kind(actual)}{hint}"
-    wrong = ~torch.isclose(actual, expected, rtol=tol, atol=tol)
+# %% ../nbs/exercises.ipynb #497e20a2
+def _kind(thing: Any) -> str:
+    if isinstance(thing, np.ndarray): return "NumPy array"
+    return "tensor" if hasattr(thing, "detach") else type(thing).__name__
+
+
+def _expect_array(call: str, actual: Any, expected: Any, hint: str, tol: float) -> None:
+    assert _kind(actual) == _kind(expected), f"{call} should be a {_kind(expected)}, but yours is a {_kind(actual)}{hint}"
+    def layout(t): return f"shape {tuple(t.shape)}, {t.dtype}"
+    assert layout(actual) == layout(expected), f"{call} should have {layout(expected)}, but yours has {layout(actual)}{hint}"
+    if isinstance(expected, np.ndarray): isclose = np.isclose
+    else: from torch import isclose  # only here, so that the chapter on NumPy runs without PyTorch
+    wrong = ~isclose(actual, expected, rtol=tol, atol=tol)
     if wrong.any():
-        at = tuple(wrong.nonzero()[0].tolist())
+        at = tuple(np.argwhere(np.asarray(wrong))[0].tolist())
         where = f"{call}[{', '.join(map(str, at))}]" if at else call
         raise AssertionError(f"{where} should be {expected[at].item():.6g}, but yours is {actual[at].item():.6g}{hint}")
 
@@ -39,9 +44,9 @@ def _expect_tensor(call: str, actual: Any, expected: Tensor, hint: str, tol: flo
 def expect(
     call: str,  # what was computed, as the reader would write it: "average([1, 2])"
     actual: Any,  # what the reader's answer gave, or a function that calls it: then its errors get the hint too
-    expected: Any,  # what it should have given: a tensor, a float, or anything that `==` compares
+    expected: Any,  # what it should have given: a tensor, an array, a float, or anything that `==` compares
     hint: str = "",  # printed behind the difference
-    tol: float = 1e-5,  # how far a float or a number in a tensor may be off, absolutely and relatively
+    tol: float = 1e-5,  # how far a float or a number in a tensor or array may be off, absolutely and relatively
 ) -> None:
     "Raise AssertionError, with the first difference and the hint, unless `actual` is `expected` up to rounding."
     hint = f". Hint: {hint}" if hint else ""
@@ -52,14 +57,15 @@ def expect(
     if isinstance(expected, float):
         close = math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
         assert close, f"{call} should be {expected:.6g}, but yours is {actual:.6g}{hint}"
-    elif not isinstance(expected, Tensor):
-        same = not isinstance(actual, Tensor) and actual == expected
+    elif _kind(expected) in ("tensor", "NumPy array"): _expect_array(call, actual, expected, hint, tol)
+    else:
+        same = _kind(actual) not in ("tensor", "NumPy array") and actual == expected
         assert same, f"{call} should be {expected!r}, but yours is {actual!r}{hint}"
-    else: _expect_tensor(call, actual, expected, hint, tol)
 
-# %% ../nbs/exercises.ipynb #4eb3b9de
+# %% ../nbs/exercises.ipynb #d3fe08a6
 def torch_calls(f: Callable, *args) -> list[str]:
     "Return the names of torch's functions that `f(*args)` calls, in order."
+    from torch.overrides import TorchFunctionMode
     names = []
 
     class Spy(TorchFunctionMode):

@@ -209,6 +209,16 @@ def test_first_mention_of_a_chapter_is_a_link(path):
         seen.add(found.group(3))
 
 
+def test_a_name_of_ones_own_leads_to_ones_own_page(pages, notebook):
+    "Where two modules have a name, nbdev links the first of them. On the page of the second, double backticks and spaces keep it from linking."
+    if notebook.stem not in MODULE_OF: return
+    own = set(re.findall(r"^(?:def|class) (\w+)", (ROOT / "fromfound" / f"{MODULE_OF[notebook.stem]}.py").read_text(), re.MULTILINE))
+    page = re.sub(r"^\d+_", "", notebook.stem) + ".html"
+    for cell in pages[notebook.stem]:
+        for name, target in re.findall(r"\[`(\w+)(?:\(\))?`\]\(https://fromfound\.github\.io/fromfound/([\w.]+)#", source(cell)) if cell["cell_type"] == "markdown" else ():
+            assert name not in own or target == page, f"write `` {name} ``, or it leads to {target}"
+
+
 def test_names_of_05_are_linked_by_hand():
     "nbdev leaves out files with “auto” in their names when it collects what to link."
     names = re.findall(r"'(\w+)'", re.search(r"__all__ = \[(.*?)\]", (ROOT / "fromfound" / "autograd_fn.py").read_text(), re.DOTALL).group(1))
@@ -246,7 +256,7 @@ def test_home_page_shows_what_each_chapter_needs():
     needs = {}
     for path in CHAPTERS:
         (text,) = re.findall(r"\*\*You need\*\*.*", source(load(path)["cells"][1]))
-        needs[path.stem[:2]] = set(re.findall(r"\]\((\d\d)_\w+\.ipynb\)", text))
+        needs[path.stem[:2]] = set(re.findall(r"\]\((\d\d)_\w+\.ipynb[#)]", text))
     def all_of(chapter): return needs[chapter].union(*map(all_of, needs[chapter]))
     direct = {(a, b) for b in needs for a in needs[b] if not any(a in all_of(other) for other in needs[b])}
     assert set(drawn) == direct
