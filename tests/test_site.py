@@ -216,7 +216,8 @@ def test_a_name_of_ones_own_leads_to_ones_own_page(pages, notebook):
     page = re.sub(r"^\d+_", "", notebook.stem) + ".html"
     for cell in pages[notebook.stem]:
         for name, target in re.findall(r"\[`(\w+)(?:\(\))?`\]\(https://fromfound\.github\.io/fromfound/([\w.]+)#", source(cell)) if cell["cell_type"] == "markdown" else ():
-            assert name not in own or target == page, f"write `` {name} ``, or it leads to {target}"
+            later = target in ("engine.html", "numpy.html") and target != page and notebook.stem != "index"  # they have names of their own for what others have
+            assert (name not in own or target == page) and not (later and notebook.stem < "10"), f"write `` {name} ``, or it leads to {target}"
 
 
 def test_names_of_05_are_linked_by_hand():
