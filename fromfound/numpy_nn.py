@@ -196,7 +196,7 @@ class Dropout(Layer):
 
     def backward(self, grad: ndarray) -> ndarray: return grad * self.mask
 
-# %% ../nbs/11_numpy.ipynb #397bea71
+# %% ../nbs/11_numpy.ipynb #0acf0beb
 def mse_loss(
     input: ndarray,  # what the net says
     target: ndarray,  # what it should say, of the same shape
@@ -214,6 +214,7 @@ def cross_entropy(
     "Return the mean of -log(softmax(logits)) at the labels, and its gradient. ValueError for anything else."
     if logits.ndim != 2 or target.shape != logits.shape[:1]:
         raise ValueError(f"logits (N, C) and labels (N,) are needed, not {logits.shape} and {target.shape}")
+    if target.dtype.kind not in "iu": raise ValueError(f"labels are integers, not {target.dtype}")
     if target.min() < 0 or target.max() >= logits.shape[1]:
         raise ValueError(f"labels go from 0 to {logits.shape[1] - 1}, not from {target.min()} to {target.max()}")
     n, z = len(logits), logits - logits.max(1, keepdims=True)
@@ -222,7 +223,7 @@ def cross_entropy(
     grad[np.arange(n), target] -= 1  # minus one-hot
     return -log_p[np.arange(n), target].mean(), grad / n
 
-# %% ../nbs/11_numpy.ipynb #c3e2d5a5
+# %% ../nbs/11_numpy.ipynb #c33686e7
 class Model:
     "A chain of layers with a loss; parameters are called as in torch's `Sequential`: \"0.weight\", \"0.bias\", …"
 
@@ -273,7 +274,7 @@ class Model:
         optimizer: Any,  # has `step(params, grads)`
         epochs: int,  # how many times to go through all examples
         batch_size: int = 64,  # examples in a minibatch; the last one may be smaller
-        valid: tuple[ndarray, ndarray] | None = None,  # (x, y) to be judged by after each epoch
+        valid: tuple[ndarray, ndarray] | None = None,  # (x, y) to measure on after each epoch
         metric: Callable[[ndarray, ndarray], float] | None = None,  # such as `accuracy`, for `valid`
         rng: Generator | int | None = None,  # of the order of the examples, or a seed
         print_every: int = 0,  # print every so many epochs; 0: never
