@@ -38,7 +38,7 @@ def _find(kind: type, thing: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     for key, part in sorted(parts.items(), key=lambda item: not isinstance(item[1], Tensor)):  # as torch: tensors first
         if not str(key).startswith("_"): yield from _find(kind, part, f"{name}.{key}" if name else str(key))
 
-# %% ../nbs/04_refactor.ipynb #10fd6526
+# %% ../nbs/04_refactor.ipynb #699ce0ea
 _tape: list | None = None  # the calls of the forward pass that is running
 _remember = True  # False inside no_grad
 
@@ -79,7 +79,8 @@ class Module:
         if _tape is not None and _remember: return self._call(args)  # inside another module's call
         with torch.no_grad():
             if not _remember: return self.forward(*args)
-            stand_ins = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+            copies = {id(a): a.detach() for a in args if isinstance(a, Tensor)}
+            stand_ins = tuple(copies.get(id(a), a) for a in args)
             _tape = tape = []
             try: out = self._call(stand_ins)
             except Exception as error:
@@ -120,8 +121,8 @@ class Module:
         if out.g.shape != out.shape: raise ValueError(f"out.g is {tuple(out.g.shape)}, but out is {tuple(out.shape)}")
         calls.pop()
         if input_grad is None: input_grad = self.bwd is not None
-        for s in stand_ins:
-            if isinstance(s, Tensor): s._wanted = input_grad
+        for a, s in zip(args, stand_ins):
+            if isinstance(s, Tensor): s._wanted, s.g = input_grad, getattr(a, "g", None) if input_grad else None
         with torch.no_grad():
             while tape:
                 layer, inputs, out = tape.pop()
@@ -130,7 +131,7 @@ class Module:
                 layer.bwd(out, *inputs)
             if input_grad:
                 for a, s in zip(args, stand_ins):
-                    if getattr(s, "g", None) is not None: add_grad(a, s.g)
+                    if getattr(s, "g", None) is not None: a.g = s.g
 
     def _place(self, layer: "Module") -> str:
         name = next(name for name, m in [*_find(Module, self), ("?", layer)] if m is layer)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LINE_STYLES', 'MARKERS', 'use_style', 'show_images', 'show_matrix', 'canvas', 'draw_cells', 'plot_curves',
-           'draw_graph']
+           'draw_graph', 'sliders']
 
-# %% ../nbs/plots.ipynb #63002634
+# %% ../nbs/plots.ipynb #7e859e06
 import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import matplotlib as mpl
@@ -249,3 +250,26 @@ def draw_graph(
             ax.text((xa + xb) / 2, (ya + yb) / 2, edge_labels[a, b], ha="center", va="center", fontsize=10,
                     bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
     return ax
+
+# %% ../nbs/plots.ipynb #dd9ae21d
+def sliders(
+    draw: Callable[..., Axes],  # draws a figure and returns its axes; every argument has a default
+    **controls: Any,  # a control for each argument, as `ipywidgets.interact` takes it
+) -> None:
+    "Show the figure that `draw` draws; in front of a reader, with controls that redraw it in its place."
+    from IPython.display import display
+
+    def figure(**values):
+        fig = draw(**values).figure
+        plt.close(fig)  # or the notebook would show it a second time
+        return fig
+
+    shown = display(figure(), display_id=True)
+    # Jupyter's server and VS Code set these for the notebooks that somebody has open; nbconvert and the tests don't.
+    if not ({"JPY_SESSION_NAME", "VSCODE_PID"} & set(os.environ) or "google.colab" in sys.modules): return
+    from ipywidgets import interactive
+
+    @wraps(draw)  # ipywidgets asks for the default values
+    def redraw(**values): shown.update(figure(**values))
+
+    display(interactive(redraw, **controls))

@@ -14,7 +14,7 @@ settings.load_profile("fixed")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
 # The reading order: what comes before the chapters, then the chapters by number.
-BEFORE = ["python_primer", "plots", "exercises", "data"]
+BEFORE = ["plots", "exercises", "python_primer", "data"]
 
 
 def load(path: Path) -> dict:

@@ -1,6 +1,7 @@
 """fromfound.plots and fromfound.exercises: what is drawn, and what a check says about an answer."""
 import base64
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 from conftest import NOTEBOOKS
 
 from fromfound import plots
-from fromfound.exercises import expect, torch_calls, try_answer
+from fromfound.exercises import expect, expect_call, hint, hints, must_reject, torch_calls, try_answer
 
 
 @pytest.fixture(autouse=True)
@@ -118,35 +119,101 @@ def test_stored_figures_hold_no_version_and_are_small():
                 assert len(png) < 300_000, f"{path.name}: a figure of {len(png)} bytes"
 
 
+# ---- sliders
+
+def draw_line(slope=1.0, name="a"):
+    return plots.plot_curves({name: [0, slope]}, title=f"{name} {slope}")
+
+
+class Shown:
+    "Stands in for what IPython shows: remembers the titles of the figures."
+    def __init__(self): self.titles, self.widgets = [], []
+    def __call__(self, thing, display_id=False):
+        if display_id: self.update(thing)
+        else: self.widgets.append(thing)
+        return self
+    def update(self, figure): self.titles.append(figure.axes[0].get_title())
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    for name in ("JPY_SESSION_NAME", "VSCODE_PID"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("IPython.display.display", shown := Shown())
+    return shown
+
+
+def test_sliders_without_a_reader_show_the_figure_alone(shown):
+    plots.sliders(draw_line, slope=(0.0, 2.0))
+    assert shown.titles == ["a 1.0"] and not shown.widgets and not plt.get_fignums()
+
+
+def test_sliders_redraw_in_place(shown, monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "a chapter that somebody reads")
+    plots.sliders(draw_line, slope=(0.0, 2.0, 0.5), name=["a", "b"])
+    (box,) = shown.widgets
+    slope, name = box.children[:2]
+    assert (slope.value, name.value) == (1.0, "a"), "they begin where the figure does"
+    slope.value = 1.5
+    box.update()
+    name.value = "b"
+    box.update()
+    assert shown.titles[0] == "a 1.0" and shown.titles[-1] == "b 1.5" and "a 1.5" in shown.titles and not plt.get_fignums()
+
+
 # ---- exercises
 
+@hints("think", "add")
+def check_double(f): expect_call(f, (2,), 4)
+
+
 def test_try_answer(capsys):
-    def check(f): assert f(2) == 4, "2 and 2 is 4"
     def stub(x): raise NotImplementedError("your turn")
-    try_answer(check, lambda x: x + 2)
-    try_answer(check, stub)
-    assert capsys.readouterr().out.splitlines() == ["right", "not answered yet"]
-    with pytest.raises(AssertionError, match="2 and 2 is 4"): try_answer(check, lambda x: x)
+    try_answer(check_double, lambda x: x + 2)
+    try_answer(check_double, stub)
+    assert capsys.readouterr().out.splitlines() == ["Right.", "Not answered yet. If you're stuck: hint(1), up to hint(2)."]
+    with pytest.raises(AssertionError, match=r"^<lambda>\(2\) is wrong\n  expected 4\n  yours    2\nIf you're stuck: hint\(1\)"):
+        try_answer(check_double, lambda x: x)
+
+
+def test_hints_come_one_at_a_time(capsys):
+    try_answer(check_double, lambda x: x + 2)
+    capsys.readouterr()
+    hint(1)
+    assert capsys.readouterr().out == "double, hint 1 of 2: think\n"
+    with pytest.raises(ValueError, match="hints 1 to 2, not 0"): hint(0)
 
 
 def test_expect_accepts():
     expect("f()", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-7]))
+    expect("f()", torch.tensor([1.0], requires_grad=True), torch.tensor([1.0]))
+    expect("f()", torch.tensor([True]), torch.tensor([True]))
     expect("f()", lambda: 0.3, 0.1 + 0.2)
+    expect("f()", 1, 1.0)
     expect("f()", ["a"], ["a"])
 
 
 @pytest.mark.parametrize("actual, expected, message", [
-    (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]), r"f\(2\)\[0, 1\] should be 3, but yours is 2\. Hint: look again"),
-    (torch.tensor([1.0]), torch.tensor([[1.0]]), r"f\(2\) should have shape \(1, 1\), torch.float32, but yours has shape \(1,\)"),
-    (torch.tensor([1]), torch.tensor([1.0]), r"but yours has shape \(1,\), torch.int64"),
-    ([1.0], torch.tensor([1.0]), r"f\(2\) should be a tensor, but yours is a list"),
-    (torch.tensor([float("nan")]), torch.tensor([1.0]), r"should be 1, but yours is nan"),
-    (0.5, 0.25, r"f\(2\) should be 0.25, but yours is 0.5\. Hint: look again"),
-    (["b"], ["a"], r"f\(2\) should be \['a'\], but yours is \['b'\]"),
-    (lambda: {}["key"], 1, r"f\(2\): KeyError: 'key'\. Hint: look again"),
+    (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]), "f(2) is wrong at [0, 1], where 3 is expected and yours is 2\n"
+     "  expected tensor of shape (1, 2), float32: [[1., 3.]]\n  yours    tensor of shape (1, 2), float32: [[1., 2.]]"),
+    (torch.tensor([1.0]), torch.tensor([[1.0]]), "f(2) is wrong\n  expected tensor of shape (1, 1), float32: [[1.]]\n  yours    tensor of shape (1,), float32"),
+    (torch.zeros(5, 3), torch.zeros(3, 5), "expected tensor of shape (3, 5), float32\n  yours    tensor of shape (5, 3), float32"),
+    (torch.tensor([1]), torch.tensor([1.0]), "yours    tensor of shape (1,), int64: [1]"),
+    ([1.0], torch.tensor([1.0]), "yours    [1.0]"),
+    (None, 1.0, "expected 1\n  yours    None"),
+    ("1", 1.0, "yours    '1'"),
+    (torch.tensor([float("nan")]), torch.tensor([1.0]), "at [0], where 1 is expected and yours is nan"),
+    (torch.tensor(2.0), torch.tensor(1.0), "f(2) is wrong\n  expected tensor of shape (), float32: 1."),
+    (0.5, 0.25, "f(2) is wrong\n  expected 0.25\n  yours    0.5"),
+    (["b"], ["a"], "expected ['a']\n  yours    ['b']"),
+    (lambda: {}["key"], 1, "f(2) stops with KeyError: 'key'"),
 ])
 def test_expect_says_what_differs(actual, expected, message):
-    with pytest.raises(AssertionError, match=message): expect("f(2)", actual, expected, "look again")
+    with pytest.raises(AssertionError, match=re.escape(message)): expect("f(2)", actual, expected)
+
+
+def test_must_reject():
+    must_reject(check_double, lambda x: x, lambda x: x**3, lambda x: None, lambda: 4)
+    with pytest.raises(AssertionError, match="check_double lets wrong answer 2 through"): must_reject(check_double, lambda x: x, lambda x: x**2)
 
 
 def test_torch_calls():

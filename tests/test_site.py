@@ -35,10 +35,10 @@ def test_nbdev_and_quarto_share_one_file():
 
 
 def test_sidebar_is_the_reading_order():
-    "“Next” leads from the home page to the first chapter and on to the last; what stands beside the chapters comes after them."
+    "“Next” leads from the home page to the primer, the first chapter and on to the last; what stands beside the chapters comes after them."
     listed = entries(read("nbs/sidebar.yml")["website"]["sidebar"]["contents"])
     chapters = [path.name for path in CHAPTERS]
-    assert listed[: len(chapters) + 1] == ["index.ipynb", *chapters]
+    assert listed[: len(chapters) + 2] == ["index.ipynb", "python_primer.ipynb", *chapters]
     assert set(listed) == {p.name for p in NOTEBOOKS} and len(listed) == len(NOTEBOOKS), "a notebook is missing from the sidebar"
 
 
