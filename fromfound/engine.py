@@ -279,7 +279,7 @@ def _flat(args: tuple) -> Any:
     "Let `reshape(2, 3)` mean `reshape((2, 3))`."
     return args[0] if len(args) == 1 and not isinstance(args[0], int) else args
 
-# %% ../nbs/10_engine.ipynb #7e239fe0
+# %% ../nbs/10_engine.ipynb #df1bbdff
 #| code-summary: cat, stack, where and grad
 #| code-fold: true
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -296,20 +296,20 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
-def where(condition: Any, a: Any, b: Any) -> Tensor:
-    "Return the elements of `a` where the condition holds, of `b` elsewhere."
-    return _op("where", a, b, mask=_raw(condition))
+def where(condition: Any, input: Any, other: Any) -> Tensor:
+    "Return the elements of `input` where the condition holds, of `other` elsewhere."
+    return _op("where", input, other, mask=_raw(condition))
 
 
 def grad(
-    output: Tensor,  # what to differentiate
+    outputs: Tensor,  # what to differentiate: one tensor
     inputs: Sequence[Tensor] | Tensor,  # with respect to these
-    gradient: Any = None,  # of the output's shape; 1 if None, for a single number
-    create_graph: bool = False,  # whether the result can be differentiated again
+    grad_outputs: Any = None,  # of the output's shape; 1 if None, for a single number
     retain_graph: bool = False,  # whether to keep what a further backward pass needs
-) -> list[Tensor | None]:  # one for each input, None where the output doesn't depend on it
+    create_graph: bool = False,  # whether the result can be differentiated again
+) -> tuple[Tensor | None, ...]:  # one for each input, None where the output doesn't depend on it
     "Return gradients without touching anybody's `grad`."
     if isinstance(inputs, Tensor): inputs = [inputs]
-    flow = _flow(output, _start(output, gradient, create_graph), create_graph, retain_graph or create_graph)
+    flow = _flow(outputs, _start(outputs, grad_outputs, create_graph), create_graph, retain_graph or create_graph)
     found = {id(t): g for t, g in flow if any(t is x for x in inputs)}
-    return [g if g is None or isinstance(g, Tensor) else Tensor(g) for g in (found.get(id(x)) for x in inputs)]
+    return tuple(g if g is None or isinstance(g, Tensor) else Tensor(g) for g in (found.get(id(x)) for x in inputs))

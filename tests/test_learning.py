@@ -146,3 +146,14 @@ def test_the_glossary_test_has_teeth():
     assert pattern("L1").search("L1 pulls") and not pattern("L1").search("l1") and pattern("fan-in").search("Fan-in")
     terms = [name for names, _ in entries() for name in names]
     assert {"broadcasting", "gradient", "cross-entropy", "overfitting", "momentum", "receptive field"} <= set(terms)
+
+
+# --- from ours to PyTorch
+
+
+def test_every_public_name_is_beside_pytorchs():
+    "The notebook itself fails for a name that it doesn't know; here the tables that it stores are held in step with the package."
+    shown = "".join("".join(output.get("data", {}).get("text/markdown", "")) for cell in code_cells(NBS / "from_ours_to_pytorch.ipynb") for output in cell["outputs"])
+    for path in sorted((ROOT / "fromfound").glob("[a-z]*.py")):
+        names = re.search(r"^__all__ = \[(.*?)\]", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL).group(1)
+        for name in re.findall(r"'(\w+)'", names): assert f"[`{name}`](" in shown, f"{path.stem}.{name}"
