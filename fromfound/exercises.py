@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-# %% ../nbs/exercises.ipynb #f583683b
+# %% ../nbs/exercises.ipynb #1bb1379e
 #| code-summary: Code of try_answer and hint
 #| code-fold: true
 _check: Any = None  # the check that ran last
+
+
+def _is_stub(error: Exception) -> bool: return isinstance(error, NotImplementedError) and "your turn" in str(error)
 
 
 def hints(*texts: str) -> Callable:
@@ -36,18 +39,22 @@ def hint(number: int) -> None:  # from 1
 
 def try_answer(
     check: Callable[[Any], None],  # raises AssertionError if the answer is wrong, and says how it differs
-    answer: Any,  # the reader's answer, usually a function; a stub raises NotImplementedError
+    answer: Any,  # the reader's answer, usually a function; a stub raises NotImplementedError("your turn")
 ) -> None:
     "Print \"right\" if `check(answer)` passes, and \"not answered yet\" if it meets a stub; let other errors through."
     global _check
     _check = check
     help = f"If you're stuck: hint(1), up to hint({len(check.hints)})."
     try: check(answer)
-    except NotImplementedError: print(f"Not answered yet. {help}")
     except AssertionError as error: raise AssertionError(f"{error}\n{help}") from None
+    except Exception as error:
+        if not _is_stub(error):  # an error in the answer itself
+            print(help)
+            raise
+        print(f"Not answered yet. {help}")
     else: print("Right.")
 
-# %% ../nbs/exercises.ipynb #48567882
+# %% ../nbs/exercises.ipynb #d954d886
 #| code-summary: Code of expect
 #| code-fold: true
 def _is_array(value) -> bool: return isinstance(value, np.ndarray) or hasattr(value, "cpu")  # an array or a tensor of torch's
@@ -58,7 +65,7 @@ def _numbers(value) -> np.ndarray: return np.asarray(value.detach().cpu() if has
 
 def _short(value) -> str:
     "A value for a message: the numbers of an array if they're few, its shape and dtype if they're many."
-    if isinstance(value, float): return f"{value:.6g}"
+    if isinstance(value, float): return f"{value:.6g}" if value % 1 else repr(value)
     if not _is_array(value): return repr(value)
     if math.prod(value.shape) > 12: return _kind(value)
     return " ".join(np.array2string(_numbers(value), precision=4, suppress_small=True, separator=", ").split())
@@ -79,8 +86,10 @@ def expect(
     "Raise AssertionError, with both values and the place of the first difference, unless `actual` is `expected` up to rounding."
     if callable(actual):
         try: actual = actual()
-        except (NotImplementedError, AssertionError): raise
-        except Exception as error: raise AssertionError(f"{call} stops with {type(error).__name__}: {error}") from error
+        except AssertionError: raise
+        except Exception as error:
+            if _is_stub(error): raise
+            raise AssertionError(f"{call} stops with {type(error).__name__}: {error}") from error
     where = ""
     if _is_array(expected):
         same = _kind(actual) == _kind(expected)
