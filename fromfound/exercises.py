@@ -54,7 +54,7 @@ def try_answer(
         print(f"Not answered yet. {help}")
     else: print("Right.")
 
-# %% ../nbs/exercises.ipynb #d954d886
+# %% ../nbs/exercises.ipynb #60b32a58
 #| code-summary: Code of expect
 #| code-fold: true
 def _is_array(value) -> bool: return isinstance(value, np.ndarray) or hasattr(value, "cpu")  # an array or a tensor of torch's
@@ -98,7 +98,7 @@ def expect(
             same = not wrong.any()
             if not same and wrong.ndim:
                 at = tuple(np.argwhere(wrong)[0].tolist())
-                where = f" at {list(at)}, where {_short(expected[at].item())} is expected and yours is {_short(actual[at].item())}"
+                where = f"\n  first at {list(at)}, where {_short(expected[at].item())} is expected and yours is {_short(actual[at].item())}"
     elif isinstance(expected, float):
         same = isinstance(actual, (int, float)) and math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
     else: same = not _is_array(actual) and actual == expected

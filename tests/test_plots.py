@@ -175,6 +175,12 @@ def test_try_answer(capsys):
         try_answer(check_double, lambda x: x)
 
 
+def test_only_a_stub_is_unanswered(capsys):
+    "PyTorch raises NotImplementedError too, for a dtype that it can't handle."
+    with pytest.raises(NotImplementedError): try_answer(hints("a", "b")(lambda f: f(2)), lambda x: torch.eye(x, dtype=torch.int64).softmax(0))
+    assert "Not answered" not in capsys.readouterr().out
+
+
 def test_hints_come_one_at_a_time(capsys):
     try_answer(check_double, lambda x: x + 2)
     capsys.readouterr()
@@ -193,19 +199,20 @@ def test_expect_accepts():
 
 
 @pytest.mark.parametrize("actual, expected, message", [
-    (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]), "f(2) is wrong at [0, 1], where 3 is expected and yours is 2\n"
+    (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]]), "f(2) is wrong\n  first at [0, 1], where 3.0 is expected and yours is 2.0\n"
      "  expected tensor of shape (1, 2), float32: [[1., 3.]]\n  yours    tensor of shape (1, 2), float32: [[1., 2.]]"),
     (torch.tensor([1.0]), torch.tensor([[1.0]]), "f(2) is wrong\n  expected tensor of shape (1, 1), float32: [[1.]]\n  yours    tensor of shape (1,), float32"),
     (torch.zeros(5, 3), torch.zeros(3, 5), "expected tensor of shape (3, 5), float32\n  yours    tensor of shape (5, 3), float32"),
     (torch.tensor([1]), torch.tensor([1.0]), "yours    tensor of shape (1,), int64: [1]"),
     ([1.0], torch.tensor([1.0]), "yours    [1.0]"),
-    (None, 1.0, "expected 1\n  yours    None"),
+    (None, 1.0, "expected 1.0\n  yours    None"),
     ("1", 1.0, "yours    '1'"),
-    (torch.tensor([float("nan")]), torch.tensor([1.0]), "at [0], where 1 is expected and yours is nan"),
+    (torch.tensor([float("nan")]), torch.tensor([1.0]), "at [0], where 1.0 is expected and yours is nan"),
     (torch.tensor(2.0), torch.tensor(1.0), "f(2) is wrong\n  expected tensor of shape (), float32: 1."),
     (0.5, 0.25, "f(2) is wrong\n  expected 0.25\n  yours    0.5"),
     (["b"], ["a"], "expected ['a']\n  yours    ['b']"),
     (lambda: {}["key"], 1, "f(2) stops with KeyError: 'key'"),
+    (lambda: torch.eye(2, dtype=torch.int64).softmax(0), 1, "f(2) stops with NotImplementedError"),
 ])
 def test_expect_says_what_differs(actual, expected, message):
     with pytest.raises(AssertionError, match=re.escape(message)): expect("f(2)", actual, expected)
