@@ -1,20 +1,16 @@
 """The learner's side: exercises, questionnaire, glossary. What they say of themselves has to be true."""
 import ast
 import re
+from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT, code_cells, load, source
 from test_notebooks import CHAPTERS
-from test_site import headings
+from test_site import anchor_of, headings
 
 pytestmark = pytest.mark.committed
 
 NBS = ROOT / "nbs"
-
-
-def slug(heading: str) -> str:
-    "The id that pandoc gives a heading."
-    return re.sub(r"\s+", "-", re.sub(r"^[^a-z]+|[^\w\s.-]", "", re.sub(r"[`*$]", "", heading).lower()).strip())
 
 
 # --- exercises
@@ -101,10 +97,10 @@ def paragraphs(path) -> list[tuple[str, str]]:
         for paragraph in re.split(r"\n\s*\n|\n(?=- |\d\. |\|)", text):
             lines = paragraph.splitlines()
             for line in lines:
-                if number and (heading := re.match(r"#+ (.*)", line)): section = slug(heading.group(1))
+                if number and (heading := re.match(r"#+ (.*)", line)): section = anchor_of(heading.group(1))
             prose = "\n".join(line for line in lines if not re.match(r"#+ ", line)).strip()
             if prose: found.append((section, prose))
-    return [(section, text) for section, text in found if section not in ("what-you-have-built", "what-comes-next")]
+    return [(section, text) for section, text in found if section not in ("What-you-have-built", "What-comes-next")]
 
 
 def pattern(term: str) -> re.Pattern:
@@ -116,7 +112,7 @@ def pattern(term: str) -> re.Pattern:
 def entries() -> list[tuple[list[str], list[tuple[str, str]]]]:
     "(the names of a term, the notebooks and sections that explain it) for each line of the glossary."
     text = "\n".join(source(cell) for cell in load(NBS / "glossary.ipynb")["cells"])
-    return [(re.findall(r"\*\*(.+?)\*\*", names), re.findall(r"\]\((\w+\.ipynb)#?([^)]*)\)", links))
+    return [(re.findall(r"\*\*(.+?)\*\*", names), [(notebook, unquote(section)) for notebook, section in re.findall(r"\]\((\w+\.ipynb)#?([^)]*)\)", links)])
             for names, links in re.findall(r"^- (\*\*.+?): .+? → (.+)$", text, re.MULTILINE)]
 
 
