@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# %% ../nbs/exercises.ipynb #1bb1379e
+# %% ../nbs/exercises.ipynb #2c4d01f0
 #| code-summary: Code of try_answer and hint
 #| code-fold: true
 _check: Any = None  # the check that ran last
@@ -41,20 +41,20 @@ def try_answer(
     check: Callable[[Any], None],  # raises AssertionError if the answer is wrong, and says how it differs
     answer: Any,  # the reader's answer, usually a function; a stub raises NotImplementedError("your turn")
 ) -> None:
-    "Print \"right\" if `check(answer)` passes, and \"not answered yet\" if it meets a stub; let other errors through."
+    "Print \"Right.\" if `check(answer)` passes, and \"Not answered yet.\" if it meets a stub; let errors through, with a word on hints."
     global _check
     _check = check
-    help = f"If you're stuck: hint(1), up to hint({len(check.hints)})."
+    advice = f"If you're stuck: hint(1), up to hint({len(check.hints)})."
     try: check(answer)
-    except AssertionError as error: raise AssertionError(f"{error}\n{help}") from None
+    except AssertionError as error: raise AssertionError(f"{error}\n{advice}") from None
     except Exception as error:
         if not _is_stub(error):  # an error in the answer itself
-            print(help)
+            print(advice)
             raise
-        print(f"Not answered yet. {help}")
+        print(f"Not answered yet. {advice}")
     else: print("Right.")
 
-# %% ../nbs/exercises.ipynb #60b32a58
+# %% ../nbs/exercises.ipynb #63efde52
 #| code-summary: Code of expect
 #| code-fold: true
 def _is_array(value) -> bool: return isinstance(value, np.ndarray) or hasattr(value, "cpu")  # an array or a tensor of torch's
@@ -69,6 +69,12 @@ def _short(value) -> str:
     if not _is_array(value): return repr(value)
     if math.prod(value.shape) > 12: return _kind(value)
     return " ".join(np.array2string(_numbers(value), precision=4, suppress_small=True, separator=", ").split())
+
+
+def _long(value) -> str:
+    "The same, with shape and dtype in any case."
+    short, kind = _short(value), _kind(value)
+    return f"{kind}: {short}" if _is_array(value) and short != kind else short
 
 
 def _kind(value) -> str:
@@ -103,8 +109,7 @@ def expect(
         same = isinstance(actual, (int, float)) and math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
     else: same = not _is_array(actual) and actual == expected
     if not same:
-        def line(value): return f"{_kind(value)}: {_short(value)}" if _is_array(value) and _short(value) != _kind(value) else _short(value)
-        raise AssertionError(f"{call} is wrong{where}\n  expected {line(expected)}\n  yours    {line(actual)}")
+        raise AssertionError(f"{call} is wrong{where}\n  expected {_long(expected)}\n  yours    {_long(actual)}")
 
 
 def expect_call(f: Callable, args: tuple, expected: Any, tol: float = 1e-5) -> None:
