@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['hints', 'hint', 'try_answer', 'expect', 'expect_call', 'torch_calls', 'must_reject']
 
-# %% ../nbs/exercises.ipynb #c67ee012
+# %% ../nbs/exercises.ipynb #2951d046
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def try_answer(
         print(f"Not answered yet. {advice}")
     else: print("Right.")
 
-# %% ../nbs/exercises.ipynb #63efde52
+# %% ../nbs/exercises.ipynb #dc9a0ee1
 #| code-summary: Code of expect
 #| code-fold: true
 def _is_array(value) -> bool: return isinstance(value, np.ndarray) or hasattr(value, "cpu")  # an array or a tensor of torch's
@@ -106,7 +107,7 @@ def expect(
                 at = tuple(np.argwhere(wrong)[0].tolist())
                 where = f"\n  first at {list(at)}, where {_short(expected[at].item())} is expected and yours is {_short(actual[at].item())}"
     elif isinstance(expected, float):
-        same = isinstance(actual, (int, float)) and math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
+        same = isinstance(actual, numbers.Real) and math.isclose(actual, expected, rel_tol=tol, abs_tol=tol)
     else: same = not _is_array(actual) and actual == expected
     if not same:
         raise AssertionError(f"{call} is wrong{where}\n  expected {_long(expected)}\n  yours    {_long(actual)}")
