@@ -153,3 +153,8 @@ def test_every_public_name_is_beside_pytorchs():
     for path in sorted((ROOT / "fromfound").glob("[a-z]*.py")):
         names = re.search(r"^__all__ = \[(.*?)\]", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL).group(1)
         for name in re.findall(r"'(\w+)'", names): assert f"[`{name}`](" in shown, f"{path.stem}.{name}"
+
+
+def test_chapters_lead_to_the_side_pages():
+    text = "".join(source(cell) for path in CHAPTERS for cell in load(path)["cells"] if cell["cell_type"] == "markdown")
+    for page in ("python_primer", "exercises", "questionnaire", "glossary", "from_ours_to_pytorch"): assert f"]({page}.ipynb" in text, page
