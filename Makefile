@@ -42,7 +42,7 @@ lab: $(READY)
 # process: nbdev_test runs one notebook per core, and threads that wait for each other are slower than none.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	@echo "== Every notebook's cells, by nbdev_test, with the network refused (all in all two to five minutes on two cores)"
+	@echo "== Every notebook's cells, by nbdev_test, with the network refused (all in all about six minutes on two cores)"
 	@PATH="$(BIN):$$PATH" PYTHONPATH=tests/offline "$(BIN)/nbdev_test" --timing
 	@echo "== Every notebook alone in a Jupyter kernel, and the tests of the package"
 	@PATH="$(BIN):$$PATH" "$(BIN)/python" -m pytest -m "not committed and not network" --nbmake --nbmake-kernel=python3 --nbmake-timeout=180 tests nbs
