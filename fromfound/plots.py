@@ -6,12 +6,13 @@
 __all__ = ['COLORS', 'LINE_STYLES', 'MARKERS', 'use_style', 'show_images', 'show_matrix', 'canvas', 'draw_cells', 'plot_curves',
            'draw_graph', 'sliders']
 
-# %% ../nbs/plots.ipynb #7e859e06
+# %% ../nbs/plots.ipynb #9a96fdd3
 import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
+from importlib.util import find_spec
 from typing import Any
 
 import matplotlib as mpl
@@ -251,7 +252,7 @@ def draw_graph(
                     bbox=dict(facecolor="white", edgecolor="none", pad=1.5))
     return ax
 
-# %% ../nbs/plots.ipynb #dd9ae21d
+# %% ../nbs/plots.ipynb #93ef496d
 def sliders(
     draw: Callable[..., Axes],  # draws a figure and returns its axes; every argument has a default
     **controls: Any,  # a control for each argument, as `ipywidgets.interact` takes it
@@ -267,6 +268,7 @@ def sliders(
     shown = display(figure(), display_id=True)
     # Jupyter's server and VS Code set these for the notebooks that somebody has open; nbconvert and the tests don't.
     if not ({"JPY_SESSION_NAME", "VSCODE_PID"} & set(os.environ) or "google.colab" in sys.modules): return
+    if not find_spec("ipywidgets"): return
     from ipywidgets import interactive
 
     @wraps(draw)  # ipywidgets asks for the default values
